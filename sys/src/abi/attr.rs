@@ -1,0 +1,1 @@
+//! Attribute structs of bpf(2), one per command variant.

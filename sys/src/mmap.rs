@@ -1,0 +1,1 @@
+//! Pointer-only shared mappings.

@@ -1,0 +1,1 @@
+//! The /proc and /sys files a loader reads.

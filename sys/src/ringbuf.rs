@@ -1,0 +1,1 @@
+//! Reading side of a BPF ring buffer.

@@ -1,0 +1,1 @@
+//! rtnetlink: links, queueing disciplines, filters, XDP.

@@ -1,0 +1,1 @@
+//! tracefs: mount discovery, probe events, event ids and formats.
