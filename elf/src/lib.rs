@@ -5,3 +5,6 @@
 //! kernel facts come in as arguments, so a result repeats anywhere. It never
 //! panics on any input.
 #![forbid(unsafe_code)]
+
+pub mod btf;
+mod cursor;

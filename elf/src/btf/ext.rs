@@ -1,0 +1,334 @@
+//! `.BTF.ext`: function, line and CO-RE records, per ELF section.
+//!
+//! Records may be longer than what is known here (newer compilers add
+//! fields); the extra bytes are carried along in raw slices.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::parse::{BtfError, BtfProblem, MAGIC};
+use super::{Btf, TypeId};
+use crate::cursor::{slice_at, u16_at, u32_at, words_at};
+
+/// `struct bpf_func_info` as it stands in an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FuncInfo {
+    /// Byte offset of the function's first instruction in its section.
+    pub insn_off: u32,
+    /// Its `FUNC`.
+    pub type_id: TypeId,
+}
+
+/// `struct bpf_line_info` as it stands in an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LineInfo {
+    /// Byte offset of the instruction in its section.
+    pub insn_off: u32,
+    /// Name of the source file.
+    pub file_name_off: u32,
+    /// Text of the line.
+    pub line_off: u32,
+    /// Line number.
+    pub line: u32,
+    /// Column, from 1.
+    pub column: u32,
+}
+
+/// `struct bpf_core_relo` as it stands in an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CoreRelo {
+    /// Byte offset of the instruction in its section.
+    pub insn_off: u32,
+    /// Root type in the object's BTF.
+    pub type_id: TypeId,
+    /// Access string, such as `0:1:2`.
+    pub access_off: u32,
+    /// `enum bpf_core_relo_kind`.
+    pub kind: u32,
+}
+
+impl FuncInfo {
+    /// Smallest record in bytes.
+    pub const SIZE: u32 = 8;
+
+    /// Decodes the start of a record.
+    pub fn from_bytes(record: &[u8]) -> Option<FuncInfo> {
+        let [insn_off, type_id] = words_at(record, 0)?;
+        Some(FuncInfo { insn_off, type_id })
+    }
+}
+
+impl LineInfo {
+    /// Smallest record in bytes.
+    pub const SIZE: u32 = 16;
+
+    /// Decodes the start of a record.
+    pub fn from_bytes(record: &[u8]) -> Option<LineInfo> {
+        let [insn_off, file_name_off, line_off, line_col] = words_at(record, 0)?;
+        Some(LineInfo {
+            insn_off,
+            file_name_off,
+            line_off,
+            line: line_col >> 10,
+            column: line_col & 0x3ff,
+        })
+    }
+}
+
+impl CoreRelo {
+    /// Smallest record in bytes.
+    pub const SIZE: u32 = 16;
+
+    /// Decodes the start of a record.
+    pub fn from_bytes(record: &[u8]) -> Option<CoreRelo> {
+        let [insn_off, type_id, access_off, kind] = words_at(record, 0)?;
+        Some(CoreRelo {
+            insn_off,
+            type_id,
+            access_off,
+            kind,
+        })
+    }
+}
+
+/// A parsed `.BTF.ext` section.
+#[derive(Clone, Debug, Default)]
+pub struct BtfExt<'a> {
+    func: Table<'a>,
+    line: Table<'a>,
+    core: Table<'a>,
+}
+
+impl<'a> BtfExt<'a> {
+    /// Reads and checks the section that belongs to `btf`: bounds, record
+    /// sizes and section names.
+    pub fn parse(bytes: &'a [u8], btf: &Btf<'a>) -> Result<BtfExt<'a>, BtfError> {
+        use BtfProblem as P;
+        let error = |what, offset| BtfError::new(what, offset, 0);
+        if u32::try_from(bytes.len()).is_err() {
+            return Err(error(P::TooLarge, 0));
+        }
+        match u16_at(bytes, 0) {
+            Some(MAGIC) => {}
+            Some(m) if m.swap_bytes() == MAGIC => return Err(error(P::ByteOrder, 0)),
+            Some(_) => return Err(error(P::Magic, 0)),
+            None => return Err(error(P::Truncated, bytes.len())),
+        }
+        if bytes.get(2) != Some(&1) {
+            return Err(error(P::Version, 2));
+        }
+        let Some(hdr_len) = u32_at(bytes, 4) else {
+            return Err(error(P::Truncated, bytes.len()));
+        };
+        let hdr_len = hdr_len as usize;
+        // Offset and length of the function and line tables always, of the
+        // CO-RE table in headers that are long enough.
+        if hdr_len < 24 {
+            return Err(error(P::Header, 4));
+        }
+        let (Some(header), Some(body)) = (bytes.get(..hdr_len), bytes.get(hdr_len..)) else {
+            return Err(error(P::Truncated, 4));
+        };
+        let table = |at: usize, min: u32| -> Result<Table<'a>, BtfError> {
+            let Some([offset, len]) = words_at(header, at) else {
+                return Ok(Table::default());
+            };
+            if len == 0 {
+                return Ok(Table::default());
+            }
+            if offset % 4 != 0 {
+                return Err(error(P::Header, at));
+            }
+            match slice_at(body, offset as usize, len as usize) {
+                Some(data) => Table::parse(data, hdr_len + offset as usize, min, btf),
+                None => Err(error(P::Truncated, at)),
+            }
+        };
+        Ok(BtfExt {
+            func: table(8, FuncInfo::SIZE)?,
+            line: table(16, LineInfo::SIZE)?,
+            core: table(24, CoreRelo::SIZE)?,
+        })
+    }
+
+    /// Function records: first [`FuncInfo`], then whatever was added.
+    pub fn func_info(&self) -> &Table<'a> {
+        &self.func
+    }
+
+    /// Line records.
+    pub fn line_info(&self) -> &Table<'a> {
+        &self.line
+    }
+
+    /// CO-RE records.
+    pub fn core_relos(&self) -> &Table<'a> {
+        &self.core
+    }
+}
+
+/// Records of one sort, grouped by the ELF section they describe.
+#[derive(Clone, Debug, Default)]
+pub struct Table<'a> {
+    record_size: u32,
+    blocks: Vec<Block<'a>>,
+}
+
+impl<'a> Table<'a> {
+    fn parse(data: &'a [u8], at: usize, min: u32, btf: &Btf<'a>) -> Result<Table<'a>, BtfError> {
+        use BtfProblem as P;
+        let fail = |what, offset: usize| Err(BtfError::new(what, at + offset, 0));
+        let Some(record_size) = u32_at(data, 0) else {
+            return fail(P::Truncated, 0);
+        };
+        if record_size < min || record_size % 4 != 0 {
+            return fail(P::RecordSize, 0);
+        }
+        let mut blocks = Vec::new();
+        let mut offset = 4;
+        while offset < data.len() {
+            let Some([name_off, count]) = words_at(data, offset) else {
+                return fail(P::Truncated, offset);
+            };
+            if !btf.has_string(name_off) {
+                return fail(P::Name, offset);
+            }
+            if count == 0 {
+                return fail(P::RecordSize, offset + 4);
+            }
+            let records = (count as usize)
+                .checked_mul(record_size as usize)
+                .and_then(|len| slice_at(data, offset + 8, len));
+            let Some(records) = records else {
+                return fail(P::Truncated, offset + 4);
+            };
+            let sorted = records
+                .chunks_exact(record_size as usize)
+                .is_sorted_by_key(|record| u32_at(record, 0));
+            blocks.push(Block {
+                section: btf.name(name_off),
+                record_size,
+                records,
+                sorted,
+            });
+            offset += 8 + records.len();
+        }
+        Ok(Table {
+            record_size,
+            blocks,
+        })
+    }
+
+    /// Bytes per record; 0 if the table is absent.
+    pub fn record_size(&self) -> u32 {
+        self.record_size
+    }
+
+    /// Groups of records, in the order of the file.
+    pub fn blocks(&self) -> &[Block<'a>] {
+        &self.blocks
+    }
+
+    /// The records of ELF section `name`.
+    pub fn section(&self, name: &str) -> Option<&Block<'a>> {
+        self.blocks.iter().find(|block| block.section == name)
+    }
+
+    /// Records of section `name` whose instruction is in `insns` (numbers of
+    /// instructions, not bytes); empty if there are none.
+    pub fn records_in(&self, name: &str, insns: Range<u32>) -> Cow<'a, [u8]> {
+        match self.section(name) {
+            Some(block) => block.records_in(insns),
+            None => Cow::Borrowed(&[]),
+        }
+    }
+}
+
+/// The records of one ELF section.
+#[derive(Clone, Copy, Debug)]
+pub struct Block<'a> {
+    section: &'a str,
+    record_size: u32,
+    records: &'a [u8],
+    sorted: bool,
+}
+
+impl<'a> Block<'a> {
+    /// Name of the ELF section.
+    pub fn section(&self) -> &'a str {
+        self.section
+    }
+
+    /// Bytes per record.
+    pub fn record_size(&self) -> u32 {
+        self.record_size
+    }
+
+    /// All records as they stand in the file.
+    pub fn raw(&self) -> &'a [u8] {
+        self.records
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.records.len() / self.record_size as usize
+    }
+
+    /// Whether there are no records.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Each record's bytes.
+    pub fn records(&self) -> std::slice::ChunksExact<'a, u8> {
+        self.records.chunks_exact(self.record_size as usize)
+    }
+
+    /// Records decoded as function records.
+    pub fn func_infos(&self) -> impl Iterator<Item = FuncInfo> + use<'a> {
+        self.records().filter_map(FuncInfo::from_bytes)
+    }
+
+    /// Records decoded as line records.
+    pub fn line_infos(&self) -> impl Iterator<Item = LineInfo> + use<'a> {
+        self.records().filter_map(LineInfo::from_bytes)
+    }
+
+    /// Records decoded as CO-RE records.
+    pub fn core_relos(&self) -> impl Iterator<Item = CoreRelo> + use<'a> {
+        self.records().filter_map(CoreRelo::from_bytes)
+    }
+
+    /// Records whose instruction is in `insns` (numbers of instructions, not
+    /// bytes). Compilers write records in order, so this is a binary search
+    /// and a borrow; records out of order are looked through and copied.
+    pub fn records_in(&self, insns: Range<u32>) -> Cow<'a, [u8]> {
+        let bytes = insns.start as u64 * 8..insns.end as u64 * 8;
+        let offset = |record: &[u8]| u32_at(record, 0).unwrap_or(u32::MAX) as u64;
+        if !self.sorted {
+            let mut found = Vec::new();
+            for record in self.records().filter(|r| bytes.contains(&offset(r))) {
+                found.extend_from_slice(record);
+            }
+            return Cow::Owned(found);
+        }
+        let first = self.position(|record| offset(record) < bytes.start);
+        let end = self.position(|record| offset(record) < bytes.end);
+        let size = self.record_size as usize;
+        Cow::Borrowed(self.records.get(first * size..end * size).unwrap_or(&[]))
+    }
+
+    /// Number of leading records for which `before` holds.
+    fn position(&self, before: impl Fn(&[u8]) -> bool) -> usize {
+        let size = self.record_size as usize;
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match slice_at(self.records, middle * size, size) {
+                Some(record) if before(record) => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        low
+    }
+}
