@@ -1,0 +1,267 @@
+//! What every test against a live kernel shares: skipping honestly, leak
+//! checks, namespaces and fixtures.
+//!
+//! A kernel test starts like this:
+//!
+//! ```ignore
+//! #[test]
+//! fn attaches_many_functions_at_once() {
+//!     if !require(&KPROBE_MULTI) {
+//!         return;
+//!     }
+//!     let _leaks = LeakCheck::begin();
+//!     ...
+//! }
+//! ```
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+pub(crate) mod leak;
+
+pub(crate) use leak::LeakCheck;
+
+/// Something a test needs from the kernel, and since when every kernel has it.
+///
+/// The version is what keeps a skip honest: from `since` on, with the
+/// privileges and build options named here, [`require`] does not skip any more
+/// but lets the test run, or fails it when `check` says no.
+#[derive(Clone, Copy)]
+pub(crate) struct Feature {
+    name: &'static str,
+    since: (u32, u32),
+    config: &'static [&'static str],
+    lockdown: bool,
+    check: Option<fn() -> Result<(), String>>,
+}
+
+impl Feature {
+    /// A feature every root has from Linux `major.minor` on.
+    pub(crate) const fn new(name: &'static str, major: u32, minor: u32) -> Feature {
+        Feature {
+            name,
+            since: (major, minor),
+            config: &[],
+            lockdown: false,
+            check: None,
+        }
+    }
+
+    /// Needs these build options, spelled `CONFIG_…`.
+    pub(crate) const fn config(mut self, options: &'static [&'static str]) -> Feature {
+        self.config = options;
+        self
+    }
+
+    /// Refused by a kernel in lockdown, whatever its version.
+    pub(crate) const fn refused_in_lockdown(mut self) -> Feature {
+        self.lockdown = true;
+        self
+    }
+
+    /// Tries the feature: `Err` says what is missing. It must not use the code
+    /// under test, or a defect there would pass for a missing feature.
+    pub(crate) const fn check(mut self, check: fn() -> Result<(), String>) -> Feature {
+        self.check = Some(check);
+        self
+    }
+
+    /// Why this kernel or process need not have the feature.
+    fn excuse(&self) -> Option<String> {
+        if !privileged() {
+            return Some(format!("{} needs root with all capabilities", self.name));
+        }
+        let (major, minor) = self.since;
+        let running = kernel_version();
+        if running < self.since {
+            return Some(format!(
+                "{} needs Linux {major}.{minor}, this is {}.{}",
+                self.name, running.0, running.1
+            ));
+        }
+        if let Some(option) = self.config.iter().find(|o| built_with(o) == Some(false)) {
+            return Some(format!("{} needs {option}", self.name));
+        }
+        if self.lockdown && locked_down() {
+            return Some(format!("{} is refused in lockdown", self.name));
+        }
+        None
+    }
+}
+
+/// A process with full privileges, nothing more.
+pub(crate) const ROOT: Feature = Feature::new("the test", 0, 0);
+/// Kprobes for BPF programs by any method.
+pub(crate) const KPROBE: Feature =
+    Feature::new("kprobe", 4, 1).config(&["CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS"]);
+/// Kprobes through the perf PMU instead of tracefs.
+pub(crate) const KPROBE_PMU: Feature =
+    Feature::new("perf_kprobe", 4, 17).config(&["CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS"]);
+/// Many kernel functions behind one link.
+pub(crate) const KPROBE_MULTI: Feature =
+    Feature::new("kprobe.multi", 5, 18).config(&["CONFIG_KPROBES", "CONFIG_FPROBE"]);
+/// Uprobes by any method.
+pub(crate) const UPROBE: Feature =
+    Feature::new("uprobe", 4, 3).config(&["CONFIG_UPROBES", "CONFIG_UPROBE_EVENTS"]);
+/// Many user functions behind one link.
+pub(crate) const UPROBE_MULTI: Feature =
+    Feature::new("uprobe.multi", 6, 6).config(&["CONFIG_UPROBES", "CONFIG_UPROBE_EVENTS"]);
+/// `bpf_link` on perf events.
+pub(crate) const PERF_LINK: Feature = Feature::new("perf_event link", 5, 15);
+/// fentry, fexit, fmod_ret and freplace.
+pub(crate) const TRAMPOLINE: Feature = Feature::new("fentry", 5, 5)
+    .config(&["CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"])
+    .refused_in_lockdown();
+/// BPF programs as a security module, and active.
+pub(crate) const BPF_LSM: Feature = Feature::new("BPF LSM", 5, 7)
+    .config(&["CONFIG_BPF_LSM", "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"])
+    .refused_in_lockdown();
+/// Ring buffer maps.
+pub(crate) const RING_BUFFER: Feature = Feature::new("ring buffer", 5, 8);
+/// tc programs behind a link.
+pub(crate) const TCX: Feature = Feature::new("tcx", 6, 6).config(&["CONFIG_NET_XGRESS"]);
+/// Netfilter programs.
+pub(crate) const NETFILTER_LINK: Feature =
+    Feature::new("netfilter link", 6, 4).config(&["CONFIG_NETFILTER_BPF_LINK"]);
+/// netkit devices.
+pub(crate) const NETKIT: Feature = Feature::new("netkit", 6, 7).config(&["CONFIG_NETKIT"]);
+
+/// True if the calling test can run; otherwise prints
+/// `skipped: TEST: REASON` past the test runner's capture and returns false.
+///
+/// # Panics
+/// If the kernel must have the feature and `check` does not find it: a skip
+/// would hide a defect.
+#[must_use]
+pub(crate) fn require(feature: &Feature) -> bool {
+    let found = match (feature.excuse(), feature.check) {
+        (None, None) => return true,
+        (Some(excuse), None) => Err(excuse),
+        // A distribution may have brought the feature to an older kernel.
+        (Some(excuse), Some(check)) => {
+            if privileged() {
+                check().map_err(|_| excuse)
+            } else {
+                Err(excuse)
+            }
+        }
+        (None, Some(check)) => {
+            if let Err(reason) = check() {
+                panic!(
+                    "{} must be there on Linux {}.{}: {reason}",
+                    feature.name,
+                    kernel_version().0,
+                    kernel_version().1,
+                );
+            }
+            return true;
+        }
+    };
+    match found {
+        Ok(()) => true,
+        Err(reason) => {
+            skip(&reason);
+            false
+        }
+    }
+}
+
+/// Says that the calling test does not run, and why. Prefer [`require`], which
+/// refuses to skip where it must not.
+pub(crate) fn skip(reason: &str) {
+    let line = format!("skipped: {}: {reason}\n", test_name());
+    // Not eprintln!, which the test runner captures and drops.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Name of the calling test, as the runner prints it.
+pub(crate) fn test_name() -> String {
+    std::thread::current().name().unwrap_or("main").to_owned()
+}
+
+/// Path of a fixture of `tests/programs`.
+pub(crate) fn testdata(name: &str) -> PathBuf {
+    let dir = std::env::var_os("EBPF_MANAGER_TESTDATA").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs")),
+        PathBuf::from,
+    );
+    dir.join(name)
+}
+
+/// Version of the running kernel. Read here rather than with the code under
+/// test.
+pub(crate) fn kernel_version() -> (u32, u32) {
+    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let release = release();
+        let mut numbers = release
+            .split(|c: char| !c.is_ascii_digit())
+            .map_while(|part| part.parse().ok());
+        let major = numbers.next().expect("a release starts with two numbers");
+        let minor = numbers.next().expect("a release starts with two numbers");
+        (major, minor)
+    })
+}
+
+fn release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.expect("/proc is mounted").trim().to_owned()
+}
+
+/// True for a process with the capabilities that loading and attaching need:
+/// CAP_NET_ADMIN, CAP_SYS_ADMIN and, where the kernel has them, CAP_PERFMON and
+/// CAP_BPF.
+pub(crate) fn privileged() -> bool {
+    const NET_ADMIN: u64 = 1 << 12;
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_some_and(|caps| caps & (NET_ADMIN | SYS_ADMIN) == NET_ADMIN | SYS_ADMIN)
+}
+
+/// Whether the kernel was built with `option` (as `y` or `m`); `None` where it
+/// does not tell its configuration.
+pub(crate) fn built_with(option: &str) -> Option<bool> {
+    static CONFIG: OnceLock<Option<String>> = OnceLock::new();
+    let config = CONFIG
+        .get_or_init(|| {
+            let release = release();
+            let zipped = Command::new("gzip")
+                .args(["-dc", "/proc/config.gz"])
+                .stderr(std::process::Stdio::null())
+                .output();
+            match zipped {
+                Ok(out) if out.status.success() => String::from_utf8(out.stdout).ok(),
+                _ => std::fs::read_to_string(format!("/boot/config-{release}"))
+                    .or_else(|_| std::fs::read_to_string(format!("/lib/modules/{release}/config")))
+                    .ok(),
+            }
+        })
+        .as_deref()?;
+    Some(config.lines().any(|line| {
+        line.strip_prefix(option)
+            .is_some_and(|value| value == "=y" || value == "=m")
+    }))
+}
+
+/// True if the kernel is in lockdown mode.
+pub(crate) fn locked_down() -> bool {
+    static LOCKED: OnceLock<bool> = OnceLock::new();
+    *LOCKED.get_or_init(|| {
+        // Where securityfs is not mounted, a mount namespace of a short-lived
+        // process shows it without changing the machine.
+        let mode = std::fs::read_to_string("/sys/kernel/security/lockdown").or_else(|_| {
+            let script = "mount -t securityfs none /sys/kernel/security &&
+                          cat /sys/kernel/security/lockdown";
+            Command::new("unshare")
+                .args(["-m", "sh", "-c", script])
+                .output()
+                .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+        });
+        mode.is_ok_and(|mode| mode.contains("[integrity]") || mode.contains("[confidentiality]"))
+    })
+}

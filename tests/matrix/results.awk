@@ -1,0 +1,111 @@
+# Reads one kernel's output (see execute) and prints, tab separated:
+#
+#   kernel  label  test  outcome  reason
+#
+# with outcome one of ok, FAILED, ignored, skipped, and, for what went wrong
+# outside a test, the pseudo test `(binary)` or `(kernel)`. Every binary must
+# have printed a summary that agrees with its lines, and the whole must end in
+# the exit line, or there is a failure.
+#
+# Variables: kernel; complete=0 if no exit line is expected (host).
+
+function say(test, outcome, reason) {
+    printf "%s\t%s\t%s\t%s\t%s\n", kernel, label, test, outcome, reason
+}
+
+function finish_binary(    i, name, count, reason) {
+    if (label == "")
+        return
+    count["ok"] = count["FAILED"] = count["ignored"] = 0
+    for (i = 1; i <= tests; i++) {
+        name = order[i]
+        if (!(name in result)) {
+            result[name] = "FAILED"
+            why[name] = "did not return"
+        }
+        count[result[name]]++
+        if (result[name] == "ok" && name in skip)
+            say(name, "skipped", skip[name])
+        else
+            say(name, result[name], why[name])
+    }
+    if (rc == "")
+        say("(binary)", "FAILED", tests ? "no exit status; last test started: " order[tests] : "no exit status")
+    else if (rc == 137)
+        say("(binary)", "FAILED", "killed: out of time or memory" (tests ? " in or after " order[tests] : ""))
+    else if (rc != 0 && count["FAILED"] == 0)
+        say("(binary)", "FAILED", "exit status " rc (tests ? " in or after " order[tests] : "") (first_err != "" ? ": " first_err : ""))
+    else if (summary != count["ok"] " " count["FAILED"] " " count["ignored"])
+        say("(binary)", "FAILED", "summary does not agree with the lines read")
+    label = ""
+}
+
+function note_skip(line,    at, test, reason, i) {
+    sub(/^.*skipped: /, "", line)
+    at = index(line, ": ")
+    test = at ? substr(line, 1, at - 1) : line
+    reason = at ? substr(line, at + 2) : "no reason given"
+    # A test names itself with or without its module path.
+    for (i = 1; i <= tests; i++)
+        if (order[i] == test || substr(order[i], length(order[i]) - length(test) - 1) == "::" test) {
+            skip[order[i]] = reason
+            return
+        }
+    say("(binary)", "FAILED", "skip of an unknown test: " line)
+}
+
+{ sub(/\r+$/, "") }
+
+/^@begin / {
+    finish_binary()
+    label = substr($0, 8)
+    tests = 0; current = ""; rc = ""; summary = ""; first_err = ""
+    split("", result); split("", why); split("", skip); split("", order)
+    next
+}
+/^@rc / { rc = $2; current = ""; printf "%s\t%s\t(seconds)\t%s\t\n", kernel, label, $3; next }
+/^@err .*skipped: / { note_skip(substr($0, 6)); next }
+/^@err / { if (first_err == "") first_err = substr($0, 6); next }
+/^@boot / { printf "%s\t\t(release)\t%s\t\n", kernel, $2; next }
+/^@dmesg .*(BUG:|Oops|general protection)/ { finish_binary(); say("(kernel)", "FAILED", substr($0, 8)); next }
+/^@(dmesg|note) / { finish_binary(); printf "%s\t\t(note)\t%s\t\n", kernel, substr($0, index($0, " ") + 1); next }
+/^@exit / { complete = 0; finish_binary(); next }
+
+/^test .* \.\.\. / || /^test .* \.\.\.$/ {
+    at = index($0, " ... ")
+    current = substr($0, 6, (at ? at : length($0) - 3) - 6)
+    rest = at ? substr($0, at + 5) : ""
+    sub(/ - should panic$/, "", current)
+    order[++tests] = current
+    if (match(rest, /^ignored, /)) {
+        result[current] = "ignored"; why[current] = substr(rest, 10); current = ""
+        next
+    }
+    $0 = rest
+}
+# What a test wrote itself may stand between its name and its outcome.
+current != "" && /(^|[^a-z])(ok|FAILED|ignored)$/ {
+    match($0, /(ok|FAILED|ignored)$/)
+    result[current] = substr($0, RSTART)
+    current = ""
+    next
+}
+/^test result: / {
+    match($0, /[0-9]+ passed/); a = substr($0, RSTART, RLENGTH - 7)
+    match($0, /[0-9]+ failed/); b = substr($0, RSTART, RLENGTH - 7)
+    match($0, /[0-9]+ ignored/); c = substr($0, RSTART, RLENGTH - 8)
+    summary = a " " b " " c
+    next
+}
+# A panic message follows `thread 'name' panicked at place:`.
+/^thread '.*panicked at / { panicked = $2; gsub(/'/, "", panicked); place = $0; sub(/^.*panicked at /, "", place); next_line = 1; next }
+next_line { if (panicked in result) why[panicked] = place " " $0; next_line = 0 }
+
+END {
+    label_open = label
+    finish_binary()
+    if (complete) {
+        label = ""
+        say("(kernel)", "FAILED", "no exit line: panic or hang" (label_open != "" ? " in " label_open : " before the tests"))
+    }
+}
