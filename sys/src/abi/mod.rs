@@ -6,5 +6,6 @@
 pub mod attr;
 pub mod bpf;
 pub mod insn;
+pub mod netlink;
 pub mod perf;
 pub mod pod;
