@@ -64,8 +64,13 @@ impl Request {
         request
     }
 
+    /// Appends a fixed part, such as the one inside the other end of a veth.
+    pub fn fixed<T: Pod>(&mut self, value: &T) {
+        self.raw(bytes_of(value));
+    }
+
     /// Appends bytes that are no attribute, padded.
-    pub fn raw(&mut self, bytes: &[u8]) {
+    fn raw(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);
         self.buf.resize(self.buf.len().next_multiple_of(ALIGN), 0);
     }
