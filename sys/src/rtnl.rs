@@ -807,8 +807,12 @@ mod tests {
             all.into_iter().find(|qdisc| qdisc.kind == "clsact")
         };
         assert_eq!(clsact(rtnl), None);
+        let peer = rtnl.link_by_name("right").unwrap().index;
+        rtnl.clsact_add(peer).unwrap();
+        assert_eq!(clsact(rtnl), None);
         rtnl.clsact_add(index).unwrap();
         let qdisc = clsact(rtnl).unwrap();
+        assert!(rtnl.qdiscs(peer).unwrap().iter().all(|q| q.index == peer));
         assert_eq!(qdisc.parent, TcParent::CLSACT);
         assert_eq!(qdisc.handle, CLSACT_HANDLE);
         let err = rtnl.clsact_add(index).unwrap_err();
