@@ -64,8 +64,13 @@ impl Request {
         request
     }
 
+    /// Appends a fixed part, such as the one inside the other end of a veth.
+    pub fn fixed<T: Pod>(&mut self, value: &T) {
+        self.raw(bytes_of(value));
+    }
+
     /// Appends bytes that are no attribute, padded.
-    pub fn raw(&mut self, bytes: &[u8]) {
+    fn raw(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);
         self.buf.resize(self.buf.len().next_multiple_of(ALIGN), 0);
     }
@@ -110,6 +115,7 @@ impl Request {
     }
 
     /// Closes a nest: everything appended since it was opened is inside.
+    #[expect(clippy::needless_pass_by_value, reason = "a nest is closed once")]
     pub fn end(&mut self, nest: Nest) {
         let Nest(at) = nest;
         let len = self.length(self.buf.len().saturating_sub(at));

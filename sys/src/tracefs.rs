@@ -880,6 +880,31 @@ print fmt: \"field:x\"
     }
 
     #[test]
+    fn commands_are_appended() {
+        // On tracefs, truncating would remove everybody's events.
+        let root =
+            std::env::temp_dir().join(format!("ebpf-manager-{}-tracefs", std::process::id()));
+        std::fs::create_dir(&root).unwrap();
+        let tracefs = Tracefs::at(&root);
+        let file = root.join(ProbeFile::Uprobe.name());
+        std::fs::write(&file, "p:theirs/x /bin/true:0x10\n").unwrap();
+        tracefs
+            .remove_probe(ProbeFile::Uprobe, "ours", "y")
+            .unwrap();
+        let content = std::fs::read_to_string(&file).unwrap();
+        let mut seen = Vec::new();
+        tracefs
+            .for_each_probe(ProbeFile::Uprobe, &mut |event| {
+                seen.push((event.group.to_owned(), event.name.to_owned()));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(content, "p:theirs/x /bin/true:0x10\n-:ours/y");
+        assert_eq!(seen, [("theirs".to_owned(), "x".to_owned())]);
+    }
+
+    #[test]
     fn tracepoint_of_this_kernel() {
         let Some(tracefs) = tracefs("tracepoint_of_this_kernel") else {
             return;
