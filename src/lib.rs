@@ -1,2 +1,48 @@
 //! Declarative manager for the whole life of eBPF programs.
+//!
+//! Say what should run, bring it to life, take it down: maps, programs,
+//! attachments and the reader thread are owned by one [`Manager`], every
+//! failure half-way undoes what was done, and dropping the manager leaves
+//! nothing behind.
+//!
+//! ```no_run
+//! use ebpf_manager::{Hook, Manager, ObjectSource, Probe};
+//!
+//! # fn main() -> Result<(), ebpf_manager::ManagerError> {
+//! let manager = Manager::builder()
+//!     .probe(Probe::new("on_exec").hook(Hook::tracepoint("sched", "sched_process_exec")))
+//!     .probe(Probe::new("on_exit").optional())
+//!     .ring_buffer("events", |record| println!("{} bytes", record.len()))
+//!     .build()?;
+//! manager.init(&ObjectSource::path("trace.bpf.o"))?; // parsed, relocated, maps made, verified
+//! manager.start()?; // reader running, then attached
+//! for (id, outcome) in manager.probes() {
+//!     println!("{id}: {outcome}");
+//! }
+//! manager.stop()?; // detached, drained, closed
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The library prints nothing and installs no signal handlers. Its only
+//! thread is the reader (`ebpf-reader`), present while a manager with ring
+//! buffers runs.
+//!
+//! Lower layers are usable on their own: [`bpf`] for live maps, programs and
+//! links without a manager, [`elf`] for object files without a kernel.
 #![forbid(unsafe_code)]
+
+mod error;
+mod manager;
+mod probe;
+mod state;
+mod stream;
+
+pub use ebpf_manager_bpf as bpf;
+pub use ebpf_manager_bpf::elf;
+
+pub use error::ManagerError;
+pub use manager::{Builder, Manager, ObjectSource, Times};
+pub use probe::{Hook, Outcome, Probe, ProbeId};
+pub use state::{Action, State};
+pub use stream::StreamStats;

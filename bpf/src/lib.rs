@@ -1,3 +1,56 @@
 //! Live kernel objects: maps, programs, BTF, links and readers, created from
 //! specifications, with fallback to old kernels.
+//!
+//! The way from a file to events:
+//!
+//! ```no_run
+//! use ebpf_manager_bpf::{Collection, Link, LoadOptions, RingBufferReader, open_object};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let object = open_object("trace.bpf.o")?;
+//! let collection = Collection::load(&object, LoadOptions::default())?;
+//! let program = collection.program("on_exec").ok_or("no such program")?;
+//! let link = Link::tracepoint(program, "sched", "sched_process_exec")?;
+//! let mut reader = RingBufferReader::new(collection.map("events").ok_or("no such map")?)?;
+//! reader.consume(usize::MAX, |record| {
+//!     println!("{} bytes", record.len());
+//!     std::ops::ControlFlow::Continue(())
+//! })?;
+//! link.detach()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything is owned: dropping a value closes what it holds, and a call that
+//! fails leaves nothing behind. The crate prints nothing and starts no thread.
 #![forbid(unsafe_code)]
+
+mod collection;
+mod core;
+mod cure;
+mod error;
+mod kernel_btf;
+mod link;
+mod map;
+mod memlock;
+mod object_btf;
+mod program;
+mod reader;
+mod verifier_log;
+
+pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
+pub use cure::Cure;
+pub use error::{KernelBtfError, LinkError, LoadError, MapError, ProgramError, ReaderError};
+pub use kernel_btf::KernelBtf;
+pub use link::{Link, Mechanism};
+pub use map::{Loss, Map};
+pub use program::Program;
+pub use reader::{RingBufferReader, Waiter};
+pub use verifier_log::{SourceLine, VerifierLog};
+
+pub use ebpf_manager_elf as elf;
+pub use ebpf_manager_sys::abi::bpf::{AttachType, MapFlags, MapType, ProgramType};
+pub use ebpf_manager_sys::abi::pod::{self, Pod};
+pub use ebpf_manager_sys::bpf::{ElemFlags, TestRun, TestRunResult};
+pub use ebpf_manager_sys::poll::Waker;
+pub use ebpf_manager_sys::proc::KernelVersion;
+pub use ebpf_manager_sys::{Errno, SysError};

@@ -43,6 +43,14 @@ pub fn slice_bytes<T: Pod>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), len) }
 }
 
+/// The bytes of a slice of plain data, writable.
+pub fn slice_bytes_mut<T: Pod>(values: &mut [T]) -> &mut [u8] {
+    let len = size_of_val(values);
+    // SAFETY: as in `bytes_of_mut`, for each element; the exclusive borrow is
+    // carried over to the result.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), len) }
+}
+
 /// The value whose bytes these are; `None` if the length differs. No
 /// alignment is needed.
 pub fn from_bytes<T: Pod>(bytes: &[u8]) -> Option<T> {

@@ -1,0 +1,392 @@
+//! Loading an object: BTF, maps, contents, programs, in the order in which
+//! they depend on each other.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebpf_manager_elf::{
+    FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot,
+};
+use ebpf_manager_sys::abi::bpf::ProgramType;
+use ebpf_manager_sys::abi::insn::LD_IMM64;
+use ebpf_manager_sys::{Errno, SysError};
+
+use crate::core::CoreResolver;
+use crate::error::{LoadError, ProgramError};
+use crate::kernel_btf::KernelBtf;
+use crate::map::{Loss, Map, MapContext};
+use crate::object_btf;
+use crate::program::{Program, ProgramContext};
+
+/// How to load an object. Start from `Default`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    /// Directory for maps that the object pins by name; `/sys/fs/bpf` unless
+    /// set.
+    pub pin_dir: PathBuf,
+    /// BTF to resolve CO-RE relocations against instead of the running
+    /// kernel's.
+    pub kernel_btf: Option<Arc<KernelBtf>>,
+    /// Largest buffer for the verifier's log, in bytes; 64 MiB unless set.
+    pub log_limit_bytes: usize,
+    /// Programs to load although the object says no (`SEC("?…")`).
+    pub include: Vec<String>,
+    /// Programs not to load.
+    pub exclude: Vec<String>,
+    /// Maps to use instead of creating those of the same name.
+    pub replace_maps: Vec<Map>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions {
+            pin_dir: PathBuf::from("/sys/fs/bpf"),
+            kernel_btf: None,
+            log_limit_bytes: 64 << 20,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            replace_maps: Vec::new(),
+        }
+    }
+}
+
+/// Time spent in each phase of a load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadTimes {
+    /// Reading sections, symbols and map definitions.
+    pub parse: Duration,
+    /// Laying out programs and resolving CO-RE, kernel BTF included.
+    pub relocate: Duration,
+    /// Creating and filling maps, the object's BTF included.
+    pub maps: Duration,
+    /// Loading programs: the kernel's verifier and compiler.
+    pub verify: Duration,
+}
+
+/// The live maps and programs of one object.
+///
+/// Dropping it closes all of them; what is attached or pinned lives on.
+#[derive(Debug)]
+pub struct Collection {
+    maps: Vec<Map>,
+    programs: Vec<Program>,
+    times: LoadTimes,
+    losses: Vec<Loss>,
+}
+
+impl Collection {
+    /// Loads an object: its BTF, its maps and its programs.
+    ///
+    /// On failure everything created is gone again, pins included.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming the map or program.
+    pub fn load(object: &Object, options: LoadOptions) -> Result<Collection, LoadError> {
+        Loader::new(object, options)?.run()
+    }
+
+    /// All maps, in the object's order.
+    pub fn maps(&self) -> &[Map] {
+        &self.maps
+    }
+
+    /// The map of this name.
+    pub fn map(&self, name: &str) -> Option<&Map> {
+        self.maps.iter().find(|m| m.name() == name)
+    }
+
+    /// All programs that were loaded, in the object's order.
+    pub fn programs(&self) -> &[Program] {
+        &self.programs
+    }
+
+    /// The program whose C function has this name.
+    pub fn program(&self, name: &str) -> Option<&Program> {
+        self.programs.iter().find(|p| p.name() == name)
+    }
+
+    /// Time spent in each phase. `parse` is the caller's to fill in.
+    pub fn times(&self) -> LoadTimes {
+        self.times
+    }
+
+    /// What this kernel could not give the collection as a whole; maps and
+    /// programs list their own.
+    pub fn losses(&self) -> &[Loss] {
+        &self.losses
+    }
+
+    /// Takes the collection apart.
+    pub fn into_parts(self) -> (Vec<Map>, Vec<Program>) {
+        (self.maps, self.programs)
+    }
+}
+
+/// One load in progress. Owns what has been created so far.
+struct Loader<'o> {
+    object: &'o Object,
+    options: LoadOptions,
+    linker: Linker<'o>,
+    wanted: Vec<&'o ProgramSpec>,
+    btf: Option<OwnedFd>,
+    maps: Vec<Map>,
+    programs: Vec<Program>,
+    pins: Pins,
+    times: LoadTimes,
+    losses: Vec<Loss>,
+}
+
+/// Pins made by a load, removed again unless it succeeds.
+#[derive(Debug, Default)]
+struct Pins(Vec<PathBuf>);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for path in self.0.drain(..).rev() {
+            // A pin that is gone already needs no undoing.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl<'o> Loader<'o> {
+    fn new(object: &'o Object, options: LoadOptions) -> Result<Loader<'o>, LoadError> {
+        let linker =
+            object.linker().map_err(|source| LoadError::Object { path: None, source })?;
+        let unknown = options
+            .include
+            .iter()
+            .chain(&options.exclude)
+            .find(|name| object.program(name).is_none())
+            .map(|name| ("program", name.as_str()))
+            .or_else(|| {
+                let unknown = options.replace_maps.iter().find(|m| object.map(m.name()).is_none());
+                unknown.map(|map| ("map", map.name()))
+            });
+        if let Some((kind, name)) = unknown {
+            return Err(LoadError::NoSuch { kind, name: name.to_owned() });
+        }
+        let wanted: Vec<_> = object
+            .programs()
+            .iter()
+            .filter(|p| {
+                (p.autoload || options.include.contains(&p.name))
+                    && !options.exclude.contains(&p.name)
+            })
+            .collect();
+        for program in &wanted {
+            if program.program_type == ProgramType::UNSPEC {
+                return Err(LoadError::Program(ProgramError::Untyped {
+                    program: program.name.clone(),
+                    section: program.section.clone(),
+                }));
+            }
+        }
+        Ok(Loader {
+            object,
+            options,
+            linker,
+            wanted,
+            btf: None,
+            maps: Vec::new(),
+            programs: Vec::new(),
+            pins: Pins::default(),
+            times: LoadTimes::default(),
+            losses: Vec::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<Collection, LoadError> {
+        let start = Instant::now();
+        let core = CoreResolver::new(&self.linker, &self.wanted, self.options.kernel_btf.clone())?;
+        self.times.relocate += start.elapsed();
+
+        let start = Instant::now();
+        let (btf, losses) = object_btf::load(self.object)?;
+        self.btf = btf;
+        self.losses = losses;
+        self.create_maps()?;
+        self.fill_slots(false)?;
+        self.times.maps += start.elapsed();
+
+        self.load_programs(core)?;
+
+        let start = Instant::now();
+        self.fill_slots(true)?;
+        self.times.maps += start.elapsed();
+
+        self.pins.0.clear();
+        Ok(Collection {
+            maps: self.maps,
+            programs: self.programs,
+            times: self.times,
+            losses: self.losses,
+        })
+    }
+
+    fn create_maps(&mut self) -> Result<(), LoadError> {
+        for spec in self.object.maps() {
+            let map = self.obtain_map(spec)?;
+            self.maps.push(map);
+        }
+        Ok(())
+    }
+
+    /// The map for a specification: a replacement, a pin that exists, or a new
+    /// one.
+    fn obtain_map(&mut self, spec: &MapSpec) -> Result<Map, LoadError> {
+        if let Some(at) = self.options.replace_maps.iter().position(|m| m.name() == spec.name) {
+            let map = self.options.replace_maps.swap_remove(at);
+            map.check(spec, None)?;
+            return Ok(map);
+        }
+        let pin = (spec.pinning == Pinning::ByName).then(|| self.options.pin_dir.join(&spec.name));
+        if let Some(path) = &pin {
+            match Map::from_pin(&spec.name, path) {
+                Ok(map) => {
+                    map.check(spec, Some(path))?;
+                    return Ok(map);
+                }
+                Err(err) if err.is(Errno::ENOENT) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
+        let map = self.create_map(spec)?;
+        if let Some(path) = pin {
+            make_dir(&self.options.pin_dir);
+            map.pin(&path)?;
+            self.pins.0.push(path);
+        }
+        Ok(map)
+    }
+
+    fn create_map(&self, spec: &MapSpec) -> Result<Map, LoadError> {
+        let context = MapContext { btf: self.btf.as_ref().map(AsFd::as_fd), inner: None };
+        let map = Map::create_in(spec, context)?;
+        if let Some(contents) = spec.contents.as_slice() {
+            // What the object leaves out at the end is zero already.
+            if contents.iter().any(|b| *b != 0) {
+                map.update(&0_u32.to_ne_bytes(), contents)?;
+            }
+        }
+        if spec.freeze {
+            match map.freeze() {
+                // Kernels before 5.2 cannot; programs may not write it anyway.
+                Err(err) if err.is(Errno::EINVAL) => {}
+                result => result?,
+            }
+        }
+        Ok(map)
+    }
+
+    /// Static initialisers: inner maps before programs are loaded, tail-call
+    /// targets after.
+    fn fill_slots(&self, programs: bool) -> Result<(), LoadError> {
+        for (index, spec) in self.object.maps().iter().enumerate() {
+            for (key, slot) in &spec.slots {
+                let fd = match slot {
+                    Slot::Map(name) if !programs => {
+                        self.maps.iter().find(|m| m.name() == name).map(|m| m.as_fd().as_raw_fd())
+                    }
+                    // A target that is not loaded leaves its slot empty: the
+                    // tail call then falls through, as it does for any index.
+                    Slot::Program(name) if programs => {
+                        self.programs.iter().find(|p| p.name() == name).map(AsRawFd::as_raw_fd)
+                    }
+                    _ => continue,
+                };
+                if let (Some(fd), Some(map)) = (fd, self.maps.get(index)) {
+                    map.update(&key.to_ne_bytes(), &fd.to_ne_bytes())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn load_programs(&mut self, mut core: CoreResolver<'_>) -> Result<(), LoadError> {
+        let license = self.object.license().unwrap_or_default();
+        let license = CString::new(license).unwrap_or_default();
+        let mut linked = LinkedProgram::default();
+        for spec in std::mem::take(&mut self.wanted) {
+            let start = Instant::now();
+            self.linker.link(spec, &mut linked).map_err(|source| ProgramError::Link {
+                program: spec.name.clone(),
+                source,
+            })?;
+            core.apply(spec, &mut linked)?;
+            self.apply_fixups(spec, &mut linked)?;
+            self.times.relocate += start.elapsed();
+
+            let start = Instant::now();
+            let context = ProgramContext {
+                license: &license,
+                kernel_version: self.object.kernel_version().unwrap_or(0),
+                btf: self.btf.as_ref().map(AsFd::as_fd),
+                log_limit: self.options.log_limit_bytes,
+            };
+            let program =
+                Program::load(spec, &linked, &self.linker, context, &|id| core.explain(id))?;
+            self.programs.push(program);
+            self.times.verify += start.elapsed();
+        }
+        Ok(())
+    }
+
+    /// Puts descriptors where instructions wait for them.
+    fn apply_fixups(
+        &self,
+        spec: &ProgramSpec,
+        linked: &mut LinkedProgram,
+    ) -> Result<(), ProgramError> {
+        for fixup in &linked.fixups {
+            let Some(insn) = linked.insns.get_mut(fixup.insn as usize) else { continue };
+            match fixup.target {
+                FixupTarget::Map(index) | FixupTarget::MapValue(index) => {
+                    if let Some(map) = self.maps.get(index as usize) {
+                        insn.imm = map.as_fd().as_raw_fd();
+                    }
+                }
+                FixupTarget::Extern(index) => {
+                    let symbol = self.object.externs().get(index as usize);
+                    if symbol.is_some_and(|s| s.weak) && insn.code == LD_IMM64 {
+                        // An absent weak symbol has the address 0, which is
+                        // what the object says already.
+                        insn.set_src(0);
+                        continue;
+                    }
+                    return Err(ProgramError::UndefinedSymbol {
+                        program: spec.name.clone(),
+                        insn: fixup.insn,
+                        symbol: symbol.map(|s| s.name.clone()).unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the directory for pins, if its parent exists. What goes wrong shows
+/// when the pin is made.
+fn make_dir(path: &Path) {
+    let _ = std::fs::create_dir(path);
+}
+
+/// Reads and parses an object file.
+///
+/// The file is read, not mapped: another process may change or truncate it.
+///
+/// # Errors
+/// [`LoadError::Read`] or [`LoadError::Object`], both with the path.
+pub fn open_object(path: impl AsRef<Path>) -> Result<Object, LoadError> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path)
+        .map_err(|err| SysError::from_io("read", &err).with_path(path))?;
+    Object::parse(bytes)
+        .map_err(|source| LoadError::Object { path: Some(path.to_owned()), source })
+}
+

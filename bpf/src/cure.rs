@@ -1,0 +1,145 @@
+//! What a user can do about a refusal.
+//!
+//! The kernel answers `EPERM` for many reasons. This module looks at what it
+//! can see from outside (capabilities, lockdown, memory limit, version) and
+//! names the likely one. It runs only after a failure.
+
+use std::fmt;
+
+use ebpf_manager_sys::proc::{self, Capabilities, KernelVersion, Lockdown};
+use ebpf_manager_sys::{Errno, SysError};
+
+/// The likely cure for a failed operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cure {
+    /// The process lacks a capability.
+    Capability {
+        /// What is needed, as capabilities(7) spells it.
+        needed: &'static str,
+    },
+    /// Kernel lockdown forbids it, whatever the capabilities.
+    Lockdown,
+    /// Kernels before 5.11 count maps and programs against `RLIMIT_MEMLOCK`.
+    Memlock {
+        /// The limit in force, in bytes.
+        limit_bytes: u64,
+    },
+    /// The kernel is older than the feature.
+    KernelTooOld {
+        /// What it lacks.
+        feature: &'static str,
+        /// The first version that has it.
+        since: KernelVersion,
+        /// The version that runs.
+        running: KernelVersion,
+    },
+    /// A helper for GPL programs only, in a program without such a licence.
+    GplLicence,
+    /// The kernel was built without bpf(2).
+    NoBpf,
+    /// The kernel was built without BTF (`CONFIG_DEBUG_INFO_BTF`).
+    NoKernelBtf,
+    /// No tracefs is mounted.
+    MountTracefs,
+    /// A pin path lies outside a BPF file system.
+    MountBpffs,
+}
+
+impl fmt::Display for Cure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cure::Capability { needed } => {
+                write!(f, "the process lacks {needed}: run it as root or grant the capability")
+            }
+            Cure::Lockdown => f.write_str(
+                "the kernel is locked down (lockdown= on its command line, or secure boot), \
+                 which forbids this even to root",
+            ),
+            Cure::Memlock { limit_bytes } => write!(
+                f,
+                "this kernel counts BPF memory as locked memory and the limit is {limit_bytes} \
+                 bytes: raise it (ulimit -l unlimited, or LimitMEMLOCK= of the service)"
+            ),
+            Cure::KernelTooOld { feature, since, running } => {
+                write!(f, "{feature} needs Linux {since}, this is {running}")
+            }
+            Cure::GplLicence => f.write_str(
+                "the program has no GPL-compatible licence: \
+                 declare one with char LICENSE[] SEC(\"license\") = \"GPL\"",
+            ),
+            Cure::NoBpf => f.write_str("this kernel is built without bpf(2) (CONFIG_BPF_SYSCALL)"),
+            Cure::NoKernelBtf => f.write_str(
+                "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF): supply a BTF file for it",
+            ),
+            Cure::MountTracefs => {
+                f.write_str("mount it: mount -t tracefs tracefs /sys/kernel/tracing")
+            }
+            Cure::MountBpffs => {
+                f.write_str("pin below a BPF file system: mount -t bpf bpf /sys/fs/bpf")
+            }
+        }
+    }
+}
+
+/// What an operation needs besides luck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Maps, BTF and network-independent program types.
+    Bpf,
+    /// Tracing program types and their attachment.
+    Tracing,
+    /// Networking program types and their attachment.
+    Network,
+}
+
+/// First version with `CAP_BPF` and `CAP_PERFMON`.
+const CAP_BPF_SINCE: KernelVersion = KernelVersion::new(5, 8, 0);
+/// First version that counts BPF memory by control group.
+const MEMCG_SINCE: KernelVersion = KernelVersion::new(5, 11, 0);
+
+/// True if this kernel counts BPF memory against `RLIMIT_MEMLOCK`.
+pub(crate) fn counts_memlock() -> bool {
+    KernelVersion::current().is_ok_and(|v| v < MEMCG_SINCE)
+}
+
+/// The likely reason for `err`, if it shows from outside.
+pub(crate) fn find(err: &SysError, need: Need) -> Option<Cure> {
+    match err.errno() {
+        Errno::ENOSYS => Some(Cure::NoBpf),
+        Errno::EPERM | Errno::EACCES => permission(err.errno(), need),
+        _ => None,
+    }
+}
+
+fn permission(errno: Errno, need: Need) -> Option<Cure> {
+    let missing = missing_capability(need);
+    if missing.is_some() {
+        return missing;
+    }
+    if errno == Errno::EPERM && counts_memlock() {
+        let limit = proc::memlock_limit().ok()?;
+        return Some(Cure::Memlock { limit_bytes: limit.soft });
+    }
+    let locked = proc::lockdown().is_ok_and(|mode| mode != Lockdown::None);
+    (errno == Errno::EPERM && need == Need::Tracing && locked).then_some(Cure::Lockdown)
+}
+
+/// The capability that `need` asks for and the process lacks.
+pub(crate) fn missing_capability(need: Need) -> Option<Cure> {
+    let caps = proc::effective_capabilities().ok()?;
+    if caps.contains(Capabilities::SYS_ADMIN) {
+        return None;
+    }
+    let old = KernelVersion::current().is_ok_and(|v| v < CAP_BPF_SINCE);
+    let needed = match need {
+        _ if old => "CAP_SYS_ADMIN",
+        Need::Bpf if !caps.contains(Capabilities::BPF) => "CAP_BPF",
+        Need::Tracing if !caps.contains(Capabilities::BPF) || !caps.contains(Capabilities::PERFMON) => "CAP_BPF and CAP_PERFMON",
+        Need::Network if !caps.contains(Capabilities::BPF) || !caps.contains(Capabilities::NET_ADMIN) => {
+            "CAP_BPF and CAP_NET_ADMIN"
+        }
+        _ => return None,
+    };
+    Some(Cure::Capability { needed })
+}

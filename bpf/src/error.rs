@@ -1,0 +1,406 @@
+//! Errors, one enum per kind of object. Causes stay sources; what a message
+//! needs to be acted on (name, path, likely cure) is in the variant.
+
+use std::path::PathBuf;
+
+use ebpf_manager_elf::ObjectError;
+use ebpf_manager_elf::btf::BtfError;
+use ebpf_manager_sys::abi::bpf::ProgramType;
+use ebpf_manager_sys::{Errno, SysError};
+
+use crate::cure::Cure;
+use crate::verifier_log::{SourceLine, VerifierLog};
+
+/// `": cure"` or nothing.
+pub(crate) fn hint(cure: Option<&Cure>) -> String {
+    cure.map(|c| format!("; {c}")).unwrap_or_default()
+}
+
+/// A failed operation on a map.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The kernel refused to create the map.
+    #[error("map {map}: {source}{}", hint(cure.as_ref()))]
+    Create {
+        /// The map's name.
+        map: String,
+        /// The kernel's answer.
+        source: SysError,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// The specification cannot work.
+    #[error("map {map}: {what}")]
+    Spec {
+        /// The map's name.
+        map: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An element could not be read or written.
+    #[error("map {map}: {source}")]
+    Access {
+        /// The map's name.
+        map: String,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// The map could not be pinned, or a pin could not be opened.
+    #[error("map {map}: pin {}: {source}{}", path.display(), hint(cure.as_ref()))]
+    Pin {
+        /// The map's name.
+        map: String,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: SysError,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// A pinned map or a replacement differs from what the object declares.
+    #[error("map {map}: {field} is {found}, the object declares {expected}{}",
+        path.as_ref().map(|p| format!(" (pinned at {})", p.display())).unwrap_or_default())]
+    Mismatch {
+        /// The map's name.
+        map: String,
+        /// Where the other map is pinned, if it is.
+        path: Option<PathBuf>,
+        /// The field that differs.
+        field: &'static str,
+        /// The value that the object declares.
+        expected: String,
+        /// The value that the other map has.
+        found: String,
+    },
+}
+
+impl MapError {
+    /// True if the kernel answered `errno`.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            MapError::Create { source, .. }
+            | MapError::Access { source, .. }
+            | MapError::Pin { source, .. } => source.is(errno),
+            MapError::Spec { .. } | MapError::Mismatch { .. } => false,
+        }
+    }
+}
+
+/// A program that could not be loaded or used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// The object refers to something that cannot be resolved.
+    #[error("program {program}: {source}")]
+    Link {
+        /// C function name.
+        program: String,
+        /// The fault.
+        source: ObjectError,
+    },
+    /// The section name does not say what kind of program it is.
+    #[error("program {program}: section {section} names no program type; set one before loading")]
+    Untyped {
+        /// C function name.
+        program: String,
+        /// Section name as written.
+        section: String,
+    },
+    /// The program uses a symbol that nothing defines.
+    #[error("program {program}: instruction {insn} uses {symbol}, which nothing defines")]
+    UndefinedSymbol {
+        /// C function name.
+        program: String,
+        /// Instruction, counted from the start of the program.
+        insn: u32,
+        /// The symbol.
+        symbol: String,
+    },
+    /// A CO-RE relocation is malformed or ambiguous.
+    #[error("program {program}: {what}")]
+    CoRe {
+        /// C function name.
+        program: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The verifier or the kernel refused the program.
+    #[error("{}", rejection(program, *program_type, source, log, source_line.as_ref(), core.as_deref(), cure.as_ref()))]
+    Rejected {
+        /// C function name.
+        program: String,
+        /// Program type it was loaded as.
+        program_type: ProgramType,
+        /// The kernel's answer.
+        source: SysError,
+        /// The verifier's log, whole.
+        log: VerifierLog,
+        /// The instruction the verifier stopped at.
+        insn: Option<u32>,
+        /// Its C source line, if the object has line information.
+        source_line: Option<SourceLine>,
+        /// The CO-RE relocation that the verifier stumbled over: type, field,
+        /// access path and why this kernel cannot satisfy it.
+        core: Option<String>,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// An operation on a loaded program failed.
+    #[error("program {program}: {source}{}", hint(cure.as_ref()))]
+    Operation {
+        /// C function name.
+        program: String,
+        /// The kernel's answer.
+        source: SysError,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+}
+
+fn rejection(
+    program: &str,
+    program_type: ProgramType,
+    source: &SysError,
+    log: &VerifierLog,
+    line: Option<&SourceLine>,
+    core: Option<&str>,
+    cure: Option<&Cure>,
+) -> String {
+    let mut text = format!("program {program} ({program_type}): {source}");
+    match (core, log.summary()) {
+        (Some(core), _) => {
+            text.push_str(": ");
+            text.push_str(core);
+        }
+        (None, Some(summary)) => {
+            text.push_str(": ");
+            text.push_str(summary);
+        }
+        (None, None) => {}
+    }
+    if let Some(line) = line {
+        text.push_str(&format!(" at {line}"));
+    }
+    text.push_str(&hint(cure));
+    text
+}
+
+impl ProgramError {
+    /// The verifier's log, if the kernel wrote one.
+    pub fn verifier_log(&self) -> Option<&VerifierLog> {
+        match self {
+            ProgramError::Rejected { log, .. } => Some(log),
+            _ => None,
+        }
+    }
+
+    /// True if the kernel answered `errno`.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            ProgramError::Rejected { source, .. } | ProgramError::Operation { source, .. } => {
+                source.is(errno)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// An object that could not be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file could not be read.
+    #[error("cannot read the object: {source}")]
+    Read {
+        /// The kernel's answer, with the path.
+        #[from]
+        source: SysError,
+    },
+    /// The file is not a usable eBPF object.
+    #[error("{}{source}", path.as_ref().map(|p| format!("{}: ", p.display())).unwrap_or_default())]
+    Object {
+        /// Path of the file, if it came from one.
+        path: Option<PathBuf>,
+        /// The fault.
+        source: ObjectError,
+    },
+    /// The object's own BTF was refused by the kernel.
+    #[error("the object's BTF: {source}: {}{}", log.summary().unwrap_or("no reason given"), hint(cure.as_ref()))]
+    Btf {
+        /// The kernel's answer.
+        source: SysError,
+        /// The kernel's log, whole.
+        log: VerifierLog,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// The running kernel's BTF is needed and cannot be had.
+    #[error(transparent)]
+    KernelBtf(#[from] KernelBtfError),
+    /// A map could not be created.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A program could not be loaded.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The options name a map or program that the object does not have.
+    #[error("the object has no {kind} {name}")]
+    NoSuch {
+        /// `"map"` or `"program"`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+}
+
+impl LoadError {
+    /// True if the kernel answered `errno`.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            LoadError::Read { source } | LoadError::Btf { source, .. } => source.is(errno),
+            LoadError::Map(err) => err.is(errno),
+            LoadError::Program(err) => err.is(errno),
+            LoadError::KernelBtf(KernelBtfError::Read { source, .. }) => source.is(errno),
+            _ => false,
+        }
+    }
+
+    /// What would help, if that shows.
+    pub fn cure(&self) -> Option<&Cure> {
+        match self {
+            LoadError::Btf { cure, .. }
+            | LoadError::Map(MapError::Create { cure, .. } | MapError::Pin { cure, .. })
+            | LoadError::Program(
+                ProgramError::Rejected { cure, .. } | ProgramError::Operation { cure, .. },
+            )
+            | LoadError::KernelBtf(KernelBtfError::Read { cure, .. }) => cure.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// The kernel's BTF could not be read or understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelBtfError {
+    /// The file could not be read.
+    #[error("the kernel's BTF: {source}{}", hint(cure.as_ref()))]
+    Read {
+        /// The kernel's answer, with the path.
+        source: SysError,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// The file is damaged.
+    #[error("the kernel's BTF: {source}")]
+    Parse {
+        /// The fault.
+        source: BtfError,
+    },
+}
+
+/// A program that could not be attached, or a link operation that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The place to attach to does not exist.
+    #[error("no {kind} {name} in this kernel: {source}{}", hint(cure.as_ref()))]
+    NoTarget {
+        /// `"tracepoint"`, `"raw tracepoint"`, …
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The kernel's answer.
+        source: SysError,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// The program is of the wrong type for this hook.
+    #[error("a {found} program cannot be attached to a {hook}; it takes {expected}")]
+    WrongType {
+        /// The hook.
+        hook: &'static str,
+        /// The type the hook takes.
+        expected: ProgramType,
+        /// The program's type.
+        found: ProgramType,
+    },
+    /// The kernel refused to attach. Every way that was tried is listed, the
+    /// newest first.
+    #[error("attach to {target}: {}{}", attempts(tried), hint(cure.as_ref()))]
+    Attach {
+        /// The hook and its target: `"tracepoint sched/sched_process_exec"`.
+        target: String,
+        /// Mechanism and the kernel's answer to it.
+        tried: Vec<(&'static str, SysError)>,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// The link could not be taken down.
+    #[error("detach from {target}: {source}")]
+    Detach {
+        /// The hook and its target.
+        target: String,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// Another operation on a link failed.
+    #[error("link to {target}: {source}")]
+    Operation {
+        /// The hook and its target.
+        target: String,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// The kernel lacks the feature.
+    #[error("{feature} needs Linux {since}")]
+    Unsupported {
+        /// What is missing.
+        feature: &'static str,
+        /// First version that has it.
+        since: &'static str,
+    },
+}
+
+fn attempts(tried: &[(&'static str, SysError)]) -> String {
+    let lines: Vec<String> = tried.iter().map(|(how, err)| format!("by {how}: {err}")).collect();
+    lines.join(", then ")
+}
+
+impl LinkError {
+    /// True if the kernel's last answer was `errno`.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            LinkError::NoTarget { source, .. }
+            | LinkError::Detach { source, .. }
+            | LinkError::Operation { source, .. } => source.is(errno),
+            LinkError::Attach { tried, .. } => tried.last().is_some_and(|(_, e)| e.is(errno)),
+            LinkError::WrongType { .. } | LinkError::Unsupported { .. } => false,
+        }
+    }
+}
+
+/// A buffer that could not be opened or read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReaderError {
+    /// The map is of another type.
+    #[error("map {map} is a {found}, not a {expected}")]
+    WrongMap {
+        /// The map's name.
+        map: String,
+        /// Type the reader needs.
+        expected: ebpf_manager_sys::abi::bpf::MapType,
+        /// Type the map has.
+        found: ebpf_manager_sys::abi::bpf::MapType,
+    },
+    /// The kernel refused the mapping, or the wait.
+    #[error("buffer {map}: {source}")]
+    Kernel {
+        /// The map's name.
+        map: String,
+        /// The kernel's answer.
+        source: SysError,
+    },
+}

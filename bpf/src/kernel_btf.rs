@@ -1,0 +1,100 @@
+//! The running kernel's types.
+//!
+//! Read only when an object needs them, shared by all loads that run at the
+//! same time, and released with the last of them unless a caller keeps a
+//! reference.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use ebpf_manager_elf::btf::Btf;
+use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
+use ebpf_manager_sys::{Errno, SysError};
+use parking_lot::Mutex;
+
+use crate::cure::Cure;
+use crate::error::KernelBtfError;
+
+/// Where the kernel shows its own BTF. Linux 5.4.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// BTF of a kernel: the running one's, or a file for it.
+#[derive(Debug)]
+pub struct KernelBtf {
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// The kernel's own memory. Linux 6.16.
+    Mapped(ReadOnlyMapping),
+    /// A copy.
+    Owned(Vec<u8>),
+}
+
+/// The copy that is in use at the moment.
+static SHARED: Mutex<Weak<KernelBtf>> = Mutex::new(Weak::new());
+
+impl KernelBtf {
+    /// The running kernel's BTF. The first caller maps it (Linux 6.16 and
+    /// later: no memory is used) or reads it (older: some megabytes); callers
+    /// at the same time share it. It goes away with the last reference.
+    ///
+    /// Requires at least Linux 5.4 with `CONFIG_DEBUG_INFO_BTF`.
+    ///
+    /// # Errors
+    /// [`KernelBtfError::Read`], with [`Cure::NoKernelBtf`] if the kernel has
+    /// none.
+    pub fn vmlinux() -> Result<Arc<KernelBtf>, KernelBtfError> {
+        let mut shared = SHARED.lock();
+        if let Some(btf) = shared.upgrade() {
+            return Ok(btf);
+        }
+        let data = match mmap::map_vmlinux_btf() {
+            Ok(mapping) => Data::Mapped(mapping),
+            Err(_) => Data::Owned(read(Path::new(VMLINUX))?),
+        };
+        let btf = Arc::new(KernelBtf { data });
+        *shared = Arc::downgrade(&btf);
+        Ok(btf)
+    }
+
+    /// BTF from a file, for a kernel that has none of its own.
+    ///
+    /// # Errors
+    /// [`KernelBtfError::Read`].
+    pub fn from_file(path: &Path) -> Result<Arc<KernelBtf>, KernelBtfError> {
+        Ok(Arc::new(KernelBtf { data: Data::Owned(read(path)?) }))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.data {
+            Data::Mapped(mapping) => mapping.as_slice(),
+            Data::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Opens the types for general lookups: one walk over all of them.
+    ///
+    /// # Errors
+    /// [`KernelBtfError::Parse`] if the bytes are damaged.
+    pub fn btf(&self) -> Result<Btf<'_>, KernelBtfError> {
+        Btf::parse_trusted(self.as_bytes(), None).map_err(|source| KernelBtfError::Parse { source })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, KernelBtfError> {
+    let fail = |op, err: &std::io::Error| {
+        let source = SysError::from_io(op, err).with_path(path);
+        let absent = source.is(Errno::ENOENT) && path == Path::new(VMLINUX);
+        KernelBtfError::Read { source, cure: absent.then_some(Cure::NoKernelBtf) }
+    };
+    let mut file = File::open(path).map_err(|e| fail("open", &e))?;
+    let size = file.metadata().map_err(|e| fail("fstat", &e))?.len();
+    let mut bytes = Vec::with_capacity(size as usize + 1);
+    file.read_to_end(&mut bytes).map_err(|e| fail("read", &e))?;
+    Ok(bytes)
+}

@@ -1,0 +1,431 @@
+//! Maps: creation with fallback to old kernels, typed and raw access, pins.
+
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use ebpf_manager_elf::MapSpec;
+use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
+use ebpf_manager_sys::abi::pod::{self, Pod};
+use ebpf_manager_sys::bpf::{self as sys, ElemFlags, MapCreate, MapFd};
+use ebpf_manager_sys::{Errno, SysError};
+
+use crate::cure::{self, Need};
+use crate::error::MapError;
+use crate::memlock;
+
+/// A live map.
+///
+/// Dropping it closes this reference; the kernel frees the map when nothing
+/// else (a program, a pin, another descriptor) holds it.
+#[derive(Debug)]
+pub struct Map {
+    fd: MapFd,
+    name: String,
+    lost: Vec<Loss>,
+}
+
+/// Something that an older kernel made us do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What is missing.
+    pub what: &'static str,
+    /// The first kernel version that has it.
+    pub since: &'static str,
+}
+
+/// Kernel objects that a map's creation refers to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MapContext<'a> {
+    /// The object's BTF, which `key_type_id` and `value_type_id` belong to.
+    pub(crate) btf: Option<BorrowedFd<'a>>,
+    /// A map of the inner definition.
+    pub(crate) inner: Option<BorrowedFd<'a>>,
+}
+
+impl Map {
+    /// Creates a map. Contents, slots and pinning of the specification are
+    /// left to [`Collection`](crate::Collection); BTF types are not attached.
+    ///
+    /// An inner map is created from `spec.inner` as a model and closed again.
+    ///
+    /// # Errors
+    /// [`MapError::Spec`] if sizes are missing, [`MapError::Create`] if the
+    /// kernel refuses.
+    pub fn create(spec: &MapSpec) -> Result<Map, MapError> {
+        Map::create_in(spec, MapContext::default())
+    }
+
+    pub(crate) fn create_in(spec: &MapSpec, context: MapContext<'_>) -> Result<Map, MapError> {
+        let model = match (&spec.inner, context.inner) {
+            (Some(inner), None) => {
+                Some(Map::create_in(inner, MapContext { inner: None, ..context })?)
+            }
+            _ => None,
+        };
+        let (max_entries, key_size, value_size) = sizes(spec)?;
+        let btf = context.btf.filter(|_| {
+            (spec.key_type_id != 0 || spec.value_type_id != 0) && takes_btf(spec.map_type)
+        });
+        let mut create = MapCreate {
+            map_type: spec.map_type,
+            key_size,
+            value_size,
+            max_entries,
+            flags: spec.flags,
+            name: &spec.name,
+            inner_map: context.inner.or(model.as_ref().map(|m| m.fd.as_fd())),
+            numa_node: spec.numa_node,
+            btf,
+            btf_key_type_id: if btf.is_some() { spec.key_type_id } else { 0 },
+            btf_value_type_id: if btf.is_some() { spec.value_type_id } else { 0 },
+            map_extra: spec.map_extra,
+            ..MapCreate::default()
+        };
+        let mut lost = Vec::new();
+        let first = match try_create(&create) {
+            Ok(fd) => return Ok(Map { fd, name: spec.name.clone(), lost }),
+            Err(err) => err,
+        };
+        // Only these say "I do not know this field or flag".
+        if matches!(first.errno(), Errno::EINVAL | Errno::E2BIG | Errno::ENOTSUPP) {
+            while let Some(loss) = degrade(&mut create) {
+                lost.push(loss);
+                if let Ok(fd) = try_create(&create) {
+                    return Ok(Map { fd, name: spec.name.clone(), lost });
+                }
+            }
+        }
+        let cure = cure::find(&first, Need::Bpf);
+        Err(MapError::Create { map: spec.name.clone(), source: first, cure })
+    }
+
+    /// Opens a pinned map.
+    ///
+    /// # Errors
+    /// [`MapError::Pin`]; `ENOENT` if there is no such pin, `EINVAL` if it is
+    /// not a map.
+    pub fn from_pin(name: &str, path: &Path) -> Result<Map, MapError> {
+        let fail = |source: SysError| MapError::Pin {
+            map: name.to_owned(),
+            path: path.to_owned(),
+            cure: cure::find(&source, Need::Bpf),
+            source,
+        };
+        let fd = sys::obj_get(path, 0, None).map_err(fail)?;
+        Map::from_fd(name, fd).map_err(|err| match err {
+            MapError::Access { source, .. } => fail(source),
+            other => other,
+        })
+    }
+
+    /// Takes over a descriptor of a map.
+    ///
+    /// # Errors
+    /// [`MapError::Access`] with `EINVAL` if it is not a map's.
+    pub fn from_fd(name: &str, fd: OwnedFd) -> Result<Map, MapError> {
+        let fd = MapFd::from_fd(fd)
+            .map_err(|source| MapError::Access { map: name.to_owned(), source })?;
+        Ok(Map { fd, name: name.to_owned(), lost: Vec::new() })
+    }
+
+    /// Another reference to the same map.
+    pub fn try_clone(&self) -> Result<Map, MapError> {
+        let fd = self.fd.try_clone().map_err(|e| self.access(e))?;
+        Ok(Map { fd, name: self.name.clone(), lost: self.lost.clone() })
+    }
+
+    /// The name it was declared under; the kernel knows its first 15 bytes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Map type.
+    pub fn map_type(&self) -> MapType {
+        self.fd.map_type()
+    }
+
+    /// Bytes of a key.
+    pub fn key_size(&self) -> usize {
+        self.fd.key_size()
+    }
+
+    /// Bytes of a value; of one CPU's value for per-CPU types.
+    pub fn value_size(&self) -> usize {
+        self.fd.value_size()
+    }
+
+    /// Elements; bytes for ring buffers.
+    pub fn max_entries(&self) -> u32 {
+        self.fd.max_entries()
+    }
+
+    /// Flags the kernel created it with.
+    pub fn flags(&self) -> MapFlags {
+        self.fd.flags()
+    }
+
+    /// What this kernel could not give it.
+    pub fn losses(&self) -> &[Loss] {
+        &self.lost
+    }
+
+    /// The raw map, for calls not wrapped here (batches, flags).
+    pub fn raw(&self) -> &MapFd {
+        &self.fd
+    }
+
+    /// The kernel's id of the map. Requires at least Linux 4.13.
+    pub fn id(&self) -> Result<u32, MapError> {
+        sys::map_info(self.fd.as_fd()).map(|info| info.id).map_err(|e| self.access(e))
+    }
+
+    /// Reads the value of `key` into `value`; false if there is none.
+    ///
+    /// `value` has [`Map::value_size`] bytes, for per-CPU types that size
+    /// rounded up to 8 times the number of possible CPUs.
+    pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> Result<bool, MapError> {
+        self.fd.lookup(key, value).map_err(|e| self.access(e))
+    }
+
+    /// Sets the value of `key`, adding it if needed.
+    pub fn update(&self, key: &[u8], value: &[u8]) -> Result<(), MapError> {
+        self.update_with(key, value, ElemFlags::empty())
+    }
+
+    /// Sets the value of `key` with flags: only if absent, only if present.
+    pub fn update_with(&self, key: &[u8], value: &[u8], flags: ElemFlags) -> Result<(), MapError> {
+        self.fd.update(key, value, flags).map_err(|e| self.access(e))
+    }
+
+    /// Removes `key`; false if it was not there.
+    pub fn delete(&self, key: &[u8]) -> Result<bool, MapError> {
+        self.fd.delete(key).map_err(|e| self.access(e))
+    }
+
+    /// The value of `key` as a plain-data type of exactly the map's sizes.
+    ///
+    /// # Errors
+    /// [`MapError::Access`] with `EINVAL` if a size differs.
+    pub fn get<V: Pod>(&self, key: &impl Pod) -> Result<Option<V>, MapError> {
+        let mut value = pod::zeroed::<V>();
+        let found = self.lookup(pod::bytes_of(key), pod::bytes_of_mut(&mut value))?;
+        Ok(found.then_some(value))
+    }
+
+    /// Sets the value of `key` from plain-data types of exactly the map's
+    /// sizes.
+    ///
+    /// # Errors
+    /// [`MapError::Access`] with `EINVAL` if a size differs.
+    pub fn set(&self, key: &impl Pod, value: &impl Pod) -> Result<(), MapError> {
+        self.update(pod::bytes_of(key), pod::bytes_of(value))
+    }
+
+    /// Calls `visit` with each key, in the kernel's order, until it breaks.
+    ///
+    /// A map that changes meanwhile may show keys twice or not at all, and a
+    /// hash restarts from its first key when the current one is deleted.
+    pub fn for_each_key(
+        &self,
+        visit: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), MapError> {
+        let mut key = vec![0; self.key_size()];
+        let mut next = vec![0; self.key_size()];
+        let mut first = true;
+        loop {
+            let from = (!first).then_some(key.as_slice());
+            if !self.fd.next_key(from, &mut next).map_err(|e| self.access(e))? {
+                return Ok(());
+            }
+            std::mem::swap(&mut key, &mut next);
+            first = false;
+            if visit(&key).is_break() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Forbids user space to change the map. Requires at least Linux 5.2.
+    pub fn freeze(&self) -> Result<(), MapError> {
+        self.fd.freeze().map_err(|e| self.access(e))
+    }
+
+    /// Pins the map below a BPF file system. The pin keeps it alive after
+    /// this process; remove the file to let go.
+    pub fn pin(&self, path: &Path) -> Result<(), MapError> {
+        sys::obj_pin(self.fd.as_fd(), path, None).map_err(|source| MapError::Pin {
+            map: self.name.clone(),
+            path: path.to_owned(),
+            cure: match source.errno() {
+                // The kernel refuses paths of other file systems this way.
+                Errno::EPERM | Errno::EINVAL => Some(cure::Cure::MountBpffs),
+                _ => cure::find(&source, Need::Bpf),
+            },
+            source,
+        })
+    }
+
+    /// Checks that this map can stand in for what `spec` declares.
+    pub(crate) fn check(&self, spec: &MapSpec, path: Option<&Path>) -> Result<(), MapError> {
+        let (max_entries, key_size, value_size) = sizes(spec)?;
+        // The kernel adds this flag to read-only data of its own accord.
+        let ignored = MapFlags::MMAPABLE | MapFlags::TOKEN_FD;
+        let fields: [(&'static str, u64, u64); 5] = [
+            ("type", spec.map_type.0.into(), self.map_type().0.into()),
+            ("key size", key_size.into(), self.key_size() as u64),
+            ("value size", value_size.into(), self.value_size() as u64),
+            ("max_entries", max_entries.into(), self.max_entries().into()),
+            (
+                "flags",
+                (spec.flags - ignored).bits().into(),
+                (self.flags() - ignored).bits().into(),
+            ),
+        ];
+        for (field, expected, found) in fields {
+            if expected != found {
+                return Err(MapError::Mismatch {
+                    map: spec.name.clone(),
+                    path: path.map(Path::to_owned),
+                    field,
+                    expected: expected.to_string(),
+                    found: found.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn access(&self, source: SysError) -> MapError {
+        MapError::Access { map: self.name.clone(), source }
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn try_create(create: &MapCreate<'_>) -> Result<MapFd, SysError> {
+    memlock::retry(|| sys::map_create(create))
+}
+
+/// Gives up one thing that an old kernel may not know, the newest first.
+fn degrade(create: &mut MapCreate<'_>) -> Option<Loss> {
+    if create.btf.take().is_some() {
+        create.btf_key_type_id = 0;
+        create.btf_value_type_id = 0;
+        return Some(Loss { what: "BTF types of the map's key and value", since: "4.18" });
+    }
+    if create.flags.contains(MapFlags::MMAPABLE) {
+        create.flags -= MapFlags::MMAPABLE;
+        return Some(Loss { what: "mapping of the map's memory", since: "5.5" });
+    }
+    if !create.name.is_empty() {
+        create.name = "";
+        return Some(Loss { what: "the map's name", since: "4.15" });
+    }
+    None
+}
+
+/// `max_entries`, `key_size` and `value_size` as the kernel wants them.
+fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
+    use MapType as T;
+    let fault = |what: String| MapError::Spec { map: spec.name.clone(), what };
+    let word = |size: u32| if size == 0 { 4 } else { size };
+    let (mut max, mut key, mut value) = (spec.max_entries, spec.key_size, spec.value_size);
+    match spec.map_type {
+        T::UNSPEC => return Err(fault("no map type; set one before loading".to_owned())),
+        T::PERF_EVENT_ARRAY => {
+            (key, value) = (word(key), word(value));
+            if max == 0 {
+                let cpus = sys::possible_cpus()
+                    .map_err(|source| MapError::Access { map: spec.name.clone(), source })?;
+                max = cpus as u32;
+            }
+        }
+        T::RINGBUF | T::USER_RINGBUF if max != 0 => {
+            // A value type describes the records and is not for the kernel.
+            (key, value) = (0, 0);
+            let page = ebpf_manager_sys::proc::page_size() as u32;
+            max = max.checked_next_power_of_two().map(|m| m.max(page)).ok_or_else(|| {
+                fault(format!("max_entries {max} is more than the largest ring buffer"))
+            })?;
+        }
+        T::PROG_ARRAY | T::CGROUP_ARRAY | T::ARRAY_OF_MAPS => {
+            (key, value) = (word(key), word(value));
+        }
+        T::HASH_OF_MAPS => value = word(value),
+        _ => {}
+    }
+    let sizeless = matches!(
+        spec.map_type,
+        T::SK_STORAGE
+            | T::INODE_STORAGE
+            | T::TASK_STORAGE
+            | T::CGRP_STORAGE
+            | T::CGROUP_STORAGE
+            | T::PERCPU_CGROUP_STORAGE
+    );
+    if max == 0 && !sizeless {
+        return Err(fault("max_entries is 0; set it before loading".to_owned()));
+    }
+    Ok((max, key, value))
+}
+
+/// Map types that the kernel refuses BTF types for.
+fn takes_btf(map_type: MapType) -> bool {
+    use MapType as T;
+    !matches!(
+        map_type,
+        T::PERF_EVENT_ARRAY
+            | T::CGROUP_ARRAY
+            | T::STACK_TRACE
+            | T::ARRAY_OF_MAPS
+            | T::HASH_OF_MAPS
+            | T::DEVMAP
+            | T::DEVMAP_HASH
+            | T::CPUMAP
+            | T::XSKMAP
+            | T::SOCKMAP
+            | T::SOCKHASH
+            | T::QUEUE
+            | T::STACK
+            | T::ARENA
+            | T::RINGBUF
+            | T::USER_RINGBUF
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(map_type: MapType, max_entries: u32) -> MapSpec {
+        MapSpec { name: "m".to_owned(), map_type, max_entries, ..MapSpec::default() }
+    }
+
+    #[test]
+    fn sizes_are_completed() {
+        let page = ebpf_manager_sys::proc::page_size() as u32;
+        assert_eq!(sizes(&spec(MapType::RINGBUF, 1)).unwrap().0, page);
+        assert_eq!(sizes(&spec(MapType::RINGBUF, page + 1)).unwrap().0, 2 * page);
+        let (max, key, value) = sizes(&spec(MapType::PERF_EVENT_ARRAY, 0)).unwrap();
+        assert!(max > 0);
+        assert_eq!((key, value), (4, 4));
+        assert!(sizes(&spec(MapType::HASH, 0)).unwrap_err().to_string().contains("max_entries is 0"));
+        assert!(sizes(&spec(MapType::UNSPEC, 1)).is_err());
+        assert!(sizes(&spec(MapType::RINGBUF, u32::MAX)).is_err());
+        assert_eq!(sizes(&spec(MapType::TASK_STORAGE, 0)).unwrap().0, 0);
+    }
+
+    #[test]
+    fn every_loss_is_taken_once() {
+        let mut create = MapCreate { name: "n", flags: MapFlags::MMAPABLE, ..MapCreate::default() };
+        assert_eq!(degrade(&mut create).unwrap().since, "5.5");
+        assert_eq!(degrade(&mut create).unwrap().since, "4.15");
+        assert_eq!(degrade(&mut create), None);
+    }
+}

@@ -1,0 +1,148 @@
+//! Why an object file was refused.
+
+use crate::btf::BtfError;
+
+/// An object file that cannot be used, with the place of the fault.
+///
+/// The reader of the file adds its path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ObjectError {
+    /// There are no bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// The magic number is missing.
+    #[error("not an ELF file: it starts with {found:02x?} instead of 7f 45 4c 46")]
+    NotElf {
+        /// The first bytes, at most four.
+        found: Vec<u8>,
+    },
+    /// A 32-bit ELF file.
+    #[error("a 32-bit ELF file; eBPF objects are 64-bit")]
+    Not64Bit,
+    /// Compiled for the other byte order.
+    #[error(
+        "a {found}-endian object on a {}-endian machine; compile it with -target {}",
+        crate::error::host_endian(),
+        crate::error::host_target()
+    )]
+    ByteOrder {
+        /// The object's byte order, `"big"` or `"little"`.
+        found: &'static str,
+    },
+    /// Compiled for another processor.
+    #[error(
+        "an ELF file for {machine} (machine {number}), not for eBPF; compile it with clang -target bpf"
+    )]
+    NotBpf {
+        /// Name of the processor, or `"another processor"`.
+        machine: &'static str,
+        /// `e_machine`.
+        number: u16,
+    },
+    /// Not a relocatable file.
+    #[error("an ELF file of type {found}, not a relocatable object (type 1)")]
+    NotRelocatable {
+        /// `e_type`.
+        found: u16,
+    },
+    /// Headers, sections or symbols reach outside the file or contradict
+    /// themselves.
+    #[error("damaged or truncated: {what}{}", crate::error::in_section(section.as_deref()))]
+    Malformed {
+        /// What is wrong.
+        what: String,
+        /// The section it was found in, if known.
+        section: Option<String>,
+    },
+    /// Nothing to load.
+    #[error("the object has no program and no map")]
+    NothingInside,
+    /// A section's BTF is unusable.
+    #[error("section {section}: {source}")]
+    Btf {
+        /// `.BTF` or `.BTF.ext`.
+        section: &'static str,
+        /// The fault.
+        source: BtfError,
+    },
+    /// A map definition that cannot be understood.
+    #[error("map {map}: {what}")]
+    Map {
+        /// The map's name.
+        map: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A relocation that cannot be resolved.
+    #[error("section {section}, offset {offset:#x} (instruction {}): {what}", offset / 8)]
+    Relocation {
+        /// Section the instruction stands in.
+        section: String,
+        /// Byte offset in the section.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// A program was asked for that is not in the object.
+    #[error("no program {name} in the object")]
+    NoSuchProgram {
+        /// The name asked for.
+        name: String,
+    },
+}
+
+pub(crate) fn host_endian() -> &'static str {
+    if cfg!(target_endian = "little") {
+        "little"
+    } else {
+        "big"
+    }
+}
+
+pub(crate) fn host_target() -> &'static str {
+    if cfg!(target_endian = "little") {
+        "bpfel"
+    } else {
+        "bpfeb"
+    }
+}
+
+pub(crate) fn in_section(section: Option<&str>) -> String {
+    section
+        .map(|s| format!(" (section {s})"))
+        .unwrap_or_default()
+}
+
+impl ObjectError {
+    pub(crate) fn malformed(what: impl Into<String>) -> ObjectError {
+        ObjectError::Malformed {
+            what: what.into(),
+            section: None,
+        }
+    }
+
+    pub(crate) fn malformed_in(section: &str, what: impl Into<String>) -> ObjectError {
+        ObjectError::Malformed {
+            what: what.into(),
+            section: Some(section.to_owned()),
+        }
+    }
+}
+
+/// Name of a machine number that people hand to a BPF loader by mistake.
+pub(crate) fn machine_name(number: u16) -> &'static str {
+    use object::elf;
+    match number {
+        elf::EM_X86_64 => "x86-64",
+        elf::EM_386 => "x86",
+        elf::EM_AARCH64 => "AArch64",
+        elf::EM_ARM => "Arm",
+        elf::EM_RISCV => "RISC-V",
+        elf::EM_PPC64 => "PowerPC 64",
+        elf::EM_S390 => "S/390",
+        elf::EM_MIPS => "MIPS",
+        elf::EM_LOONGARCH => "LoongArch",
+        _ => "another processor",
+    }
+}

@@ -1,0 +1,1022 @@
+//! Reading an ELF object: sections, symbols and what they declare.
+//!
+//! Everything is digested once. What remains is a list of functions with
+//! their relocations already resolved to maps, variables and other functions,
+//! so that linking a program (see [`crate::link`]) never looks at ELF again.
+
+use std::ops::Range;
+
+use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
+use ebpf_manager_sys::abi::insn::{self, Insn};
+use object::read::elf::{FileHeader, Rel, SectionHeader, SectionTable, Sym, SymbolTable};
+use object::read::{SectionIndex, SymbolIndex};
+use object::{NativeEndian, elf};
+
+use crate::btf::{Btf, BtfIndex, Kind};
+use crate::error::{ObjectError, machine_name};
+use crate::image::Bytes;
+use crate::maps;
+use crate::section;
+use crate::spec::{Contents, ExternSpec, MapSpec, ProgramSpec, Slot, VariableSpec};
+
+type Header = elf::FileHeader64<NativeEndian>;
+type Sections<'d> = SectionTable<'d, Header>;
+type Symbols<'d> = SymbolTable<'d, Header>;
+
+/// Bytes of an instruction word.
+pub(crate) const INSN_SIZE: usize = 8;
+
+/// An eBPF object file, parsed.
+///
+/// It shares the bytes it was parsed from and is independent of the file.
+/// Specifications may be read and edited; linking a program does not change
+/// the object, so programs may be linked from several threads.
+#[derive(Clone, Debug)]
+pub struct Object {
+    bytes: Bytes,
+    pub(crate) codes: Vec<Code>,
+    pub(crate) functions: Vec<Function>,
+    pub(crate) relocs: Vec<Reloc>,
+    programs: Vec<ProgramSpec>,
+    maps: Vec<MapSpec>,
+    variables: Vec<VariableSpec>,
+    externs: Vec<ExternSpec>,
+    data_sections: Vec<DataSection>,
+    license: Option<String>,
+    kernel_version: Option<u32>,
+    btf: Option<Bytes>,
+    /// Present if `btf` is: where its types are, so that it is validated once.
+    btf_index: Option<BtfIndex>,
+    pub(crate) btf_ext: Option<Bytes>,
+}
+
+/// A section of instructions.
+#[derive(Clone, Debug)]
+pub(crate) struct Code {
+    pub(crate) name: String,
+    pub(crate) file_range: Range<usize>,
+}
+
+/// A function of a code section.
+#[derive(Clone, Debug)]
+pub(crate) struct Function {
+    pub(crate) name: String,
+    /// Index into `Object::codes`.
+    pub(crate) code: u32,
+    /// First instruction, counted from the start of the section.
+    pub(crate) start: u32,
+    /// Number of instruction words.
+    pub(crate) len: u32,
+    pub(crate) global: bool,
+    pub(crate) hidden: bool,
+    /// The function's part of `Object::relocs`.
+    pub(crate) relocs: Range<u32>,
+}
+
+/// An instruction of a code section that refers to something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reloc {
+    code: u32,
+    /// Instruction, counted from the start of the section.
+    pub(crate) insn: u32,
+    pub(crate) target: Target,
+}
+
+/// What an instruction refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A map, by index.
+    Map(u32),
+    /// A byte of a global-data map's value.
+    MapValue { map: u32, offset: u32 },
+    /// The function called.
+    Call(u32),
+    /// The function whose address is taken.
+    Address(u32),
+    /// An undefined symbol, by index into the externs.
+    Extern(u32),
+}
+
+/// A section of global variables, which is also a map.
+#[derive(Clone, Debug)]
+struct DataSection {
+    map: u32,
+    size: u32,
+}
+
+/// How a section is used.
+enum Role {
+    Code,
+    Data,
+    BtfMaps,
+    License,
+    Version,
+    Btf,
+    BtfExt,
+    Other,
+}
+
+fn role(name: &str, sh_type: u32, flags: u64) -> Role {
+    let alloc = flags & u64::from(elf::SHF_ALLOC) != 0;
+    match name {
+        "license" => Role::License,
+        "version" => Role::Version,
+        ".BTF" => Role::Btf,
+        ".BTF.ext" => Role::BtfExt,
+        ".maps" => Role::BtfMaps,
+        _ if sh_type == elf::SHT_PROGBITS && flags & u64::from(elf::SHF_EXECINSTR) != 0 => {
+            Role::Code
+        }
+        _ if alloc
+            && matches!(sh_type, elf::SHT_PROGBITS | elf::SHT_NOBITS)
+            && [".data", ".rodata", ".bss"].iter().any(|p| {
+                name.strip_prefix(p)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            }) =>
+        {
+            Role::Data
+        }
+        _ => Role::Other,
+    }
+}
+
+impl Object {
+    /// Parses an object from its bytes: a `Vec<u8>` read from a file, or the
+    /// `&'static [u8]` of an `include_bytes!`. Nothing is copied but names.
+    ///
+    /// # Errors
+    /// Every [`ObjectError`] but `NoSuchProgram`.
+    pub fn parse(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Object, ObjectError> {
+        Object::from_bytes(&Bytes::new(bytes))
+    }
+
+    /// Parses an object from bytes that are shared already.
+    pub fn from_bytes(bytes: &Bytes) -> Result<Object, ObjectError> {
+        Parser::new(bytes.as_slice(), bytes)?.run()
+    }
+
+    /// Programs, in the order of their sections and addresses.
+    pub fn programs(&self) -> &[ProgramSpec] {
+        &self.programs
+    }
+
+    /// Programs, for editing.
+    pub fn programs_mut(&mut self) -> &mut [ProgramSpec] {
+        &mut self.programs
+    }
+
+    /// The program whose C function has this name.
+    pub fn program(&self, name: &str) -> Option<&ProgramSpec> {
+        self.programs.iter().find(|p| p.name == name)
+    }
+
+    /// Maps: first those of global data, then the declared ones in the
+    /// object's order.
+    pub fn maps(&self) -> &[MapSpec] {
+        &self.maps
+    }
+
+    /// Maps, for editing before they are created.
+    pub fn maps_mut(&mut self) -> &mut [MapSpec] {
+        &mut self.maps
+    }
+
+    /// The map of this name.
+    pub fn map(&self, name: &str) -> Option<&MapSpec> {
+        self.maps.iter().find(|m| m.name == name)
+    }
+
+    /// Global variables.
+    pub fn variables(&self) -> &[VariableSpec] {
+        &self.variables
+    }
+
+    /// The global variable of this name.
+    pub fn variable(&self, name: &str) -> Option<&VariableSpec> {
+        self.variables.iter().find(|v| v.name == name)
+    }
+
+    /// Gives a global variable its initial value, in this machine's byte
+    /// order: the usual way to configure a `const volatile` before loading.
+    ///
+    /// # Errors
+    /// [`ObjectError::Map`] if there is no such variable or `value` has
+    /// another size.
+    pub fn set_variable(&mut self, name: &str, value: &[u8]) -> Result<(), ObjectError> {
+        let fault = |what: String| ObjectError::Map {
+            map: "global data".to_owned(),
+            what,
+        };
+        let Some(var) = self.variable(name).cloned() else {
+            return Err(fault(format!("no variable {name}")));
+        };
+        if var.size as usize != value.len() {
+            return Err(fault(format!(
+                "variable {name} has {} bytes, the value has {}",
+                var.size,
+                value.len()
+            )));
+        }
+        let start = var.offset as usize;
+        self.maps
+            .get_mut(var.map as usize)
+            .and_then(|map| map.contents_mut().get_mut(start..start + value.len()))
+            .ok_or_else(|| fault(format!("variable {name} lies outside its section")))?
+            .copy_from_slice(value);
+        Ok(())
+    }
+
+    /// Symbols that the object uses and does not define.
+    pub fn externs(&self) -> &[ExternSpec] {
+        &self.externs
+    }
+
+    /// The licence string, if the object has a `license` section. The kernel
+    /// treats its absence like a licence that is not GPL-compatible.
+    pub fn license(&self) -> Option<&str> {
+        self.license.as_deref()
+    }
+
+    /// The number in the `version` section, which kprobe programs needed
+    /// before Linux 5.0.
+    pub fn kernel_version(&self) -> Option<u32> {
+        self.kernel_version
+    }
+
+    /// The object's BTF, if it has any.
+    pub fn btf(&self) -> Option<Btf<'_>> {
+        Btf::with_index(
+            self.btf.as_ref()?.as_slice(),
+            None,
+            self.btf_index.as_ref()?,
+        )
+        .ok()
+    }
+
+    /// Bytes of the object file.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Instruction bytes of a code section.
+    pub(crate) fn code_bytes(&self, code: &Code) -> &[u8] {
+        self.bytes
+            .as_slice()
+            .get(code.file_range.clone())
+            .unwrap_or_default()
+    }
+}
+
+struct Parser<'d> {
+    data: &'d [u8],
+    bytes: &'d Bytes,
+    sections: Sections<'d>,
+    symbols: Symbols<'d>,
+    object: Object,
+    /// By ELF section index: index into `codes` plus one.
+    code_of: Vec<u32>,
+    /// By ELF section index: index into `data_sections` plus one.
+    data_of: Vec<u32>,
+    /// ELF section index of `.maps`.
+    btf_maps: Option<usize>,
+    /// Symbols of `.maps`: name and offset.
+    map_symbols: Vec<(&'d str, u64)>,
+    /// BTF-defined maps by their offset in `.maps`, sorted.
+    placed_maps: Vec<PlacedMap>,
+}
+
+/// Where a BTF-defined map stands in `.maps`.
+struct PlacedMap {
+    offset: u64,
+    map: u32,
+    /// Offset of the `values` member in the definition.
+    values: Option<u32>,
+}
+
+const E: NativeEndian = NativeEndian;
+
+fn bad(err: object::read::Error) -> ObjectError {
+    ObjectError::malformed(err.to_string())
+}
+
+impl<'d> Parser<'d> {
+    fn new(data: &'d [u8], bytes: &'d Bytes) -> Result<Parser<'d>, ObjectError> {
+        let ident = data.get(..data.len().min(4)).unwrap_or_default();
+        if data.is_empty() {
+            return Err(ObjectError::Empty);
+        }
+        if ident != elf::ELFMAG {
+            return Err(ObjectError::NotElf {
+                found: ident.to_vec(),
+            });
+        }
+        if data.get(4) == Some(&elf::ELFCLASS32) {
+            return Err(ObjectError::Not64Bit);
+        }
+        match (data.get(5), cfg!(target_endian = "little")) {
+            (Some(&elf::ELFDATA2MSB), true) => return Err(ObjectError::ByteOrder { found: "big" }),
+            (Some(&elf::ELFDATA2LSB), false) => {
+                return Err(ObjectError::ByteOrder { found: "little" });
+            }
+            _ => {}
+        }
+        let header = Header::parse(data).map_err(bad)?;
+        let machine = header.e_machine(E);
+        // Clang before 3.9 wrote no machine number of its own.
+        if machine != elf::EM_BPF && machine != elf::EM_NONE {
+            return Err(ObjectError::NotBpf {
+                machine: machine_name(machine),
+                number: machine,
+            });
+        }
+        if header.e_type(E) != elf::ET_REL {
+            return Err(ObjectError::NotRelocatable {
+                found: header.e_type(E),
+            });
+        }
+        let sections = header.sections(E, data).map_err(bad)?;
+        let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).map_err(bad)?;
+        let count = sections.len();
+        Ok(Parser {
+            data,
+            bytes,
+            sections,
+            symbols,
+            object: Object {
+                bytes: bytes.clone(),
+                codes: Vec::new(),
+                functions: Vec::new(),
+                relocs: Vec::new(),
+                programs: Vec::new(),
+                maps: Vec::new(),
+                variables: Vec::new(),
+                externs: Vec::new(),
+                data_sections: Vec::new(),
+                license: None,
+                kernel_version: None,
+                btf: None,
+                btf_index: None,
+                btf_ext: None,
+            },
+            code_of: vec![0; count],
+            data_of: vec![0; count],
+            btf_maps: None,
+            map_symbols: Vec::new(),
+            placed_maps: Vec::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<Object, ObjectError> {
+        self.read_sections()?;
+        self.read_symbols()?;
+        self.read_btf_maps()?;
+        self.read_relocations()?;
+        self.fill_slots()?;
+        self.find_programs();
+        if self.object.programs.is_empty() && self.object.maps.is_empty() {
+            return Err(ObjectError::NothingInside);
+        }
+        Ok(self.object)
+    }
+
+    fn section_name(
+        &self,
+        header: &'d elf::SectionHeader64<NativeEndian>,
+    ) -> Result<&'d str, ObjectError> {
+        let name = self.sections.section_name(E, header).map_err(bad)?;
+        std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a section name is not UTF-8"))
+    }
+
+    /// The file range of a section that has bytes.
+    fn range(
+        &self,
+        name: &str,
+        header: &elf::SectionHeader64<NativeEndian>,
+    ) -> Result<Range<usize>, ObjectError> {
+        let outside =
+            || ObjectError::malformed_in(name, "the section reaches past the end of the file");
+        let (offset, size) = header.file_range(E).unwrap_or((0, 0));
+        let start = usize::try_from(offset).map_err(|_| outside())?;
+        let end = usize::try_from(size)
+            .ok()
+            .and_then(|s| start.checked_add(s))
+            .ok_or_else(outside)?;
+        if end > self.data.len() {
+            return Err(outside());
+        }
+        Ok(start..end)
+    }
+
+    fn shared(&self, name: &str, range: Range<usize>) -> Result<Bytes, ObjectError> {
+        self.bytes.slice(range).ok_or_else(|| {
+            ObjectError::malformed_in(name, "the section reaches past the end of the file")
+        })
+    }
+
+    fn read_sections(&mut self) -> Result<(), ObjectError> {
+        for (index, header) in self.sections.enumerate() {
+            let name = self.section_name(header)?;
+            let index = index.0;
+            match role(name, header.sh_type(E), header.sh_flags(E)) {
+                Role::Code => {
+                    let range = self.range(name, header)?;
+                    if range.is_empty() {
+                        continue;
+                    }
+                    if range.len() % INSN_SIZE != 0 || u32::try_from(range.len()).is_err() {
+                        return Err(ObjectError::malformed_in(
+                            name,
+                            format!(
+                                "{} bytes are not a whole number of instructions",
+                                range.len()
+                            ),
+                        ));
+                    }
+                    self.object.codes.push(Code {
+                        name: name.to_owned(),
+                        file_range: range,
+                    });
+                    self.code_of[index] = self.object.codes.len() as u32;
+                }
+                Role::Data => self.add_data_section(index, name, header)?,
+                Role::BtfMaps => {
+                    self.range(name, header)?;
+                    self.btf_maps = Some(index);
+                }
+                Role::License => {
+                    let range = self.range(name, header)?;
+                    let text = self.data.get(range).unwrap_or_default();
+                    let text = text.split(|b| *b == 0).next().unwrap_or_default();
+                    self.object.license = Some(String::from_utf8_lossy(text).into_owned());
+                }
+                Role::Version => {
+                    let range = self.range(name, header)?;
+                    let word = self.data.get(range).and_then(|b| b.first_chunk::<4>());
+                    let word = word.ok_or_else(|| {
+                        ObjectError::malformed_in(name, "shorter than the four bytes of a version")
+                    })?;
+                    self.object.kernel_version = Some(u32::from_ne_bytes(*word));
+                }
+                Role::Btf => {
+                    let range = self.range(name, header)?;
+                    self.object.btf = Some(self.shared(name, range)?);
+                }
+                Role::BtfExt => {
+                    let range = self.range(name, header)?;
+                    self.object.btf_ext = Some(self.shared(name, range)?);
+                }
+                Role::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A data section becomes an array map with one element.
+    fn add_data_section(
+        &mut self,
+        index: usize,
+        name: &str,
+        header: &elf::SectionHeader64<NativeEndian>,
+    ) -> Result<(), ObjectError> {
+        let size = header.sh_size(E);
+        if size == 0 {
+            return Ok(());
+        }
+        let size = i32::try_from(size).map_err(|_| {
+            ObjectError::malformed_in(name, format!("{size} bytes of data are too many"))
+        })? as u32;
+        let contents = if header.sh_type(E) == elf::SHT_NOBITS {
+            Contents::None
+        } else {
+            let range = self.range(name, header)?;
+            Contents::Object(self.shared(name, range)?)
+        };
+        let read_only = name.starts_with(".rodata");
+        self.data_of[index] = self.object.data_sections.len() as u32 + 1;
+        self.object.data_sections.push(DataSection {
+            map: self.object.maps.len() as u32,
+            size,
+        });
+        self.object.maps.push(MapSpec {
+            name: name.to_owned(),
+            map_type: MapType::ARRAY,
+            key_size: 4,
+            value_size: size,
+            max_entries: 1,
+            flags: if read_only {
+                MapFlags::RDONLY_PROG
+            } else {
+                MapFlags::empty()
+            },
+            contents,
+            freeze: read_only,
+            ..MapSpec::default()
+        });
+        Ok(())
+    }
+
+    fn symbol_name(&self, symbol: &'d elf::Sym64<NativeEndian>) -> Result<&'d str, ObjectError> {
+        let name = self.symbols.symbol_name(E, symbol).map_err(bad)?;
+        std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a symbol name is not UTF-8"))
+    }
+
+    fn symbol_section(
+        &self,
+        symbol: &elf::Sym64<NativeEndian>,
+        index: SymbolIndex,
+    ) -> Result<Option<usize>, ObjectError> {
+        let section = self.symbols.symbol_section(E, symbol, index).map_err(bad)?;
+        Ok(section.map(|s| s.0))
+    }
+
+    /// Functions of the code sections, variables of the data sections.
+    fn read_symbols(&mut self) -> Result<(), ObjectError> {
+        for (index, symbol) in self.symbols.enumerate() {
+            let kind = symbol.st_type();
+            if !matches!(kind, elf::STT_FUNC | elf::STT_OBJECT) {
+                continue;
+            }
+            let Some(section) = self.symbol_section(symbol, index)? else {
+                continue;
+            };
+            if kind == elf::STT_FUNC
+                && let Some(code) = lookup(&self.code_of, section)
+            {
+                self.add_function(symbol, code)?;
+            } else if kind == elf::STT_OBJECT
+                && let Some(data) = lookup(&self.data_of, section)
+            {
+                self.add_variable(symbol, data)?;
+            } else if kind == elf::STT_OBJECT && self.btf_maps == Some(section) {
+                self.map_symbols
+                    .push((self.symbol_name(symbol)?, symbol.st_value(E)));
+            }
+        }
+        self.close_functions();
+        Ok(())
+    }
+
+    fn add_function(
+        &mut self,
+        symbol: &'d elf::Sym64<NativeEndian>,
+        code: u32,
+    ) -> Result<(), ObjectError> {
+        let name = self.symbol_name(symbol)?;
+        let section = &self.object.codes[code as usize];
+        let total = section.file_range.len() as u64;
+        let (start, size) = (symbol.st_value(E), symbol.st_size(E));
+        if start >= total || size > total - start || start % 8 != 0 || size % 8 != 0 {
+            return Err(ObjectError::malformed_in(
+                &section.name,
+                format!("function {name} at {start:#x} with {size} bytes does not fit its section"),
+            ));
+        }
+        self.object.functions.push(Function {
+            name: name.to_owned(),
+            code,
+            start: (start / 8) as u32,
+            len: (size / 8) as u32,
+            global: symbol.st_bind() != elf::STB_LOCAL,
+            hidden: matches!(symbol.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL),
+            relocs: 0..0,
+        });
+        Ok(())
+    }
+
+    fn add_variable(
+        &mut self,
+        symbol: &'d elf::Sym64<NativeEndian>,
+        data: u32,
+    ) -> Result<(), ObjectError> {
+        let name = self.symbol_name(symbol)?;
+        let section = &self.object.data_sections[data as usize];
+        let (start, size) = (symbol.st_value(E), symbol.st_size(E));
+        if start > u64::from(section.size) || size > u64::from(section.size) - start {
+            return Err(ObjectError::malformed(format!(
+                "variable {name} at {start:#x} with {size} bytes does not fit its section"
+            )));
+        }
+        if symbol.st_bind() != elf::STB_LOCAL
+            && self.object.btf.is_some()
+            && let Some(map) = self.object.maps.get_mut(section.map as usize)
+        {
+            // A variable that user space may name is worth mapping.
+            map.flags |= MapFlags::MMAPABLE;
+        }
+        self.object.variables.push(VariableSpec {
+            name: name.to_owned(),
+            map: section.map,
+            offset: start as u32,
+            size: size as u32,
+        });
+        Ok(())
+    }
+
+    /// Sorts functions by place and gives those without a size the room up to
+    /// the next one.
+    fn close_functions(&mut self) {
+        let functions = &mut self.object.functions;
+        functions.sort_by_key(|f| (f.code, f.start, !f.global));
+        for i in 0..functions.len() {
+            if functions[i].len != 0 {
+                continue;
+            }
+            let (code, start) = (functions[i].code, functions[i].start);
+            let end = functions[i + 1..]
+                .iter()
+                .find(|f| f.code != code || f.start > start)
+                .filter(|f| f.code == code)
+                .map(|f| f.start);
+            let section = &self.object.codes[code as usize];
+            functions[i].len = end.unwrap_or((section.file_range.len() / INSN_SIZE) as u32) - start;
+        }
+    }
+
+    fn read_btf_maps(&mut self) -> Result<(), ObjectError> {
+        let Some(btf_bytes) = self.object.btf.clone() else {
+            return match self.btf_maps {
+                Some(_) => Err(ObjectError::malformed_in(
+                    ".maps",
+                    "the section needs BTF, which the object lacks; compile with -g",
+                )),
+                None => Ok(()),
+            };
+        };
+        let btf = Btf::parse(btf_bytes.as_slice()).map_err(|source| ObjectError::Btf {
+            section: ".BTF",
+            source,
+        })?;
+        for data in &self.object.data_sections {
+            if let Some(map) = self.object.maps.get_mut(data.map as usize)
+                && let Some(id) = btf.find_by_name_kind(&map.name, Kind::DATASEC)
+            {
+                map.value_type_id = id;
+            }
+        }
+        if self.btf_maps.is_some() {
+            self.place_maps(maps::btf_maps(&btf)?)?;
+        }
+        self.object.btf_index = Some(btf.into_index());
+        Ok(())
+    }
+
+    fn place_maps(&mut self, definitions: Vec<maps::Definition>) -> Result<(), ObjectError> {
+        for definition in definitions {
+            // clang leaves the variable's offset in BTF at 0; the symbol has it.
+            let symbol = self
+                .map_symbols
+                .iter()
+                .find(|(name, _)| *name == definition.spec.name);
+            let Some(&(_, offset)) = symbol else {
+                return Err(ObjectError::Map {
+                    map: definition.spec.name,
+                    what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
+                });
+            };
+            self.placed_maps.push(PlacedMap {
+                offset,
+                map: self.object.maps.len() as u32,
+                values: definition.values,
+            });
+            self.object.maps.push(definition.spec);
+        }
+        self.placed_maps.sort_unstable_by_key(|m| m.offset);
+        Ok(())
+    }
+
+    /// Resolves the relocations of all code sections.
+    fn read_relocations(&mut self) -> Result<(), ObjectError> {
+        for header in self.sections.iter() {
+            if header.sh_type(E) != elf::SHT_REL {
+                continue;
+            }
+            let Some(code) = lookup(&self.code_of, header.sh_info(E) as usize) else {
+                continue;
+            };
+            let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
+                continue;
+            };
+            for rel in rels {
+                let reloc = self.code_reloc(code, rel)?;
+                self.object.relocs.push(reloc);
+            }
+        }
+        self.object.relocs.sort_by_key(|r| (r.code, r.insn));
+        self.add_local_calls()?;
+        self.assign_relocs();
+        Ok(())
+    }
+
+    fn code_reloc(
+        &mut self,
+        code: u32,
+        rel: &elf::Rel64<NativeEndian>,
+    ) -> Result<Reloc, ObjectError> {
+        let offset = rel.r_offset(E);
+        let section = &self.object.codes[code as usize];
+        let fault = |what: String| ObjectError::Relocation {
+            section: section.name.clone(),
+            offset,
+            what,
+        };
+        let bytes = self.object.code_bytes(section);
+        if !offset.is_multiple_of(8) {
+            return Err(fault("does not point at an instruction".to_owned()));
+        }
+        let Some(insn) = insn_at(bytes, offset / 8) else {
+            return Err(fault("points past the end of the section".to_owned()));
+        };
+        let index = SymbolIndex(rel.r_sym(E) as usize);
+        let symbol = self.symbols.symbol(index).map_err(bad)?;
+        let at = (offset / 8) as u32;
+        let reloc = |target| {
+            Ok(Reloc {
+                code,
+                insn: at,
+                target,
+            })
+        };
+
+        let Some(target_section) = self.symbol_section(symbol, index)? else {
+            let name = self.symbol_name(symbol)?;
+            if name.is_empty() {
+                return Err(fault(
+                    "refers to a symbol without a name or a section".to_owned(),
+                ));
+            }
+            let weak = symbol.st_bind() == elf::STB_WEAK;
+            return reloc(Target::Extern(self.extern_index(name, weak)));
+        };
+        let value = symbol.st_value(E);
+        // What the instruction's immediate adds to the symbol.
+        let byte = |imm: i32| value.checked_add_signed(i64::from(imm));
+
+        if let Some(target_code) = lookup(&self.code_of, target_section) {
+            let target_insn = if insn.is_pseudo_call() {
+                (value / 8).checked_add_signed(i64::from(insn.imm) + 1)
+            } else if insn.is_ld_imm64() {
+                byte(insn.imm).filter(|b| b % 8 == 0).map(|b| b / 8)
+            } else {
+                return Err(fault(format!(
+                    "refers to code from opcode {:#04x}",
+                    insn.code
+                )));
+            };
+            let function = target_insn.and_then(|i| self.object.function_at(target_code, i));
+            let Some(function) = function else {
+                let name = &self.object.codes[target_code as usize].name;
+                return Err(fault(format!(
+                    "refers to a place in {name} where no function starts"
+                )));
+            };
+            return reloc(if insn.is_pseudo_call() {
+                Target::Call(function)
+            } else {
+                Target::Address(function)
+            });
+        }
+        if !insn.is_ld_imm64() {
+            return Err(fault(format!(
+                "refers to data from opcode {:#04x}",
+                insn.code
+            )));
+        }
+        if let Some(data) = lookup(&self.data_of, target_section) {
+            let data = &self.object.data_sections[data as usize];
+            let offset = byte(insn.imm).filter(|o| *o < u64::from(data.size));
+            let Some(offset) = offset else {
+                return Err(fault("refers past the end of its data section".to_owned()));
+            };
+            return reloc(Target::MapValue {
+                map: data.map,
+                offset: offset as u32,
+            });
+        }
+        if self.btf_maps == Some(target_section) {
+            let found = byte(insn.imm)
+                .and_then(|o| self.placed_maps.binary_search_by_key(&o, |m| m.offset).ok());
+            let Some(found) = found else {
+                return Err(fault(
+                    "refers to a place in .maps where no map starts".to_owned(),
+                ));
+            };
+            return reloc(Target::Map(self.placed_maps[found].map));
+        }
+        let header = self
+            .sections
+            .section(SectionIndex(target_section))
+            .map_err(bad)?;
+        let name = self.section_name(header)?;
+        Err(fault(format!(
+            "refers to section {name}, which holds neither code, data nor maps"
+        )))
+    }
+
+    fn extern_index(&mut self, name: &str, weak: bool) -> u32 {
+        let externs = &mut self.object.externs;
+        if let Some(found) = externs.iter().position(|e| e.name == name) {
+            return found as u32;
+        }
+        externs.push(ExternSpec {
+            name: name.to_owned(),
+            weak,
+        });
+        externs.len() as u32 - 1
+    }
+
+    /// Calls within a section carry no relocation: the assembler has resolved
+    /// them. They are recorded like the others, because linking moves code.
+    fn add_local_calls(&mut self) -> Result<(), ObjectError> {
+        let mut found = Vec::new();
+        for (code, section) in self.object.codes.iter().enumerate() {
+            let code = code as u32;
+            let first = self.object.relocs.partition_point(|r| r.code < code);
+            let mut known = self.object.relocs[first..]
+                .iter()
+                .take_while(|r| r.code == code)
+                .map(|r| r.insn)
+                .peekable();
+            let mut wide = false;
+            for (at, word) in self
+                .object
+                .code_bytes(section)
+                .chunks_exact(INSN_SIZE)
+                .enumerate()
+            {
+                if std::mem::take(&mut wide) {
+                    continue;
+                }
+                wide = word[0] == insn::LD_IMM64;
+                if word[0] != insn::CALL {
+                    continue;
+                }
+                let at = at as u32;
+                while known.next_if(|k| *k < at).is_some() {}
+                let Some(insn) = insn_at(word, 0).filter(Insn::is_pseudo_call) else {
+                    continue;
+                };
+                if known.peek() == Some(&at) {
+                    continue;
+                }
+                let target = u64::from(at).checked_add_signed(i64::from(insn.imm) + 1);
+                let Some(function) = target.and_then(|t| self.object.function_at(code, t)) else {
+                    return Err(ObjectError::Relocation {
+                        section: section.name.clone(),
+                        offset: u64::from(at) * 8,
+                        what: "calls a place where no function starts".to_owned(),
+                    });
+                };
+                found.push(Reloc {
+                    code,
+                    insn: at,
+                    target: Target::Call(function),
+                });
+            }
+        }
+        if !found.is_empty() {
+            self.object.relocs.append(&mut found);
+            self.object.relocs.sort_by_key(|r| (r.code, r.insn));
+        }
+        Ok(())
+    }
+
+    /// Gives every function its part of the sorted relocations.
+    fn assign_relocs(&mut self) {
+        let relocs = &self.object.relocs;
+        for function in &mut self.object.functions {
+            let key =
+                |insn: u32| relocs.partition_point(|r| (r.code, r.insn) < (function.code, insn));
+            function.relocs = key(function.start) as u32..key(function.start + function.len) as u32;
+        }
+    }
+
+    /// Static initialisers of `.maps`: inner maps and tail-call targets.
+    fn fill_slots(&mut self) -> Result<(), ObjectError> {
+        let Some(maps_section) = self.btf_maps else {
+            return Ok(());
+        };
+        for header in self.sections.iter() {
+            if header.sh_type(E) != elf::SHT_REL || header.sh_info(E) as usize != maps_section {
+                continue;
+            }
+            let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
+                continue;
+            };
+            for rel in rels {
+                self.fill_slot(maps_section, rel)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_slot(
+        &mut self,
+        maps_section: usize,
+        rel: &elf::Rel64<NativeEndian>,
+    ) -> Result<(), ObjectError> {
+        let offset = rel.r_offset(E);
+        let fault = |what: &str| ObjectError::Relocation {
+            section: ".maps".to_owned(),
+            offset,
+            what: what.to_owned(),
+        };
+        let next = self.placed_maps.partition_point(|m| m.offset <= offset);
+        let place = next.checked_sub(1).and_then(|i| self.placed_maps.get(i));
+        let Some(place) = place else {
+            return Err(fault("initialises something before the first map"));
+        };
+        let slot = place
+            .values
+            .and_then(|values| (offset - place.offset).checked_sub(values.into()));
+        let Some(slot) = slot.filter(|s| s % 8 == 0) else {
+            return Err(fault("initialises something other than a map's values"));
+        };
+        let map = place.map;
+        let index = SymbolIndex(rel.r_sym(E) as usize);
+        let symbol = self.symbols.symbol(index).map_err(bad)?;
+        let section = self.symbol_section(symbol, index)?;
+        let target = if section == Some(maps_section) {
+            let found = self
+                .placed_maps
+                .binary_search_by_key(&symbol.st_value(E), |m| m.offset);
+            let inner = found
+                .ok()
+                .and_then(|i| self.object.maps.get(self.placed_maps[i].map as usize));
+            Slot::Map(
+                inner
+                    .ok_or_else(|| fault("names a map that does not exist"))?
+                    .name
+                    .clone(),
+            )
+        } else if let Some(code) = section.and_then(|s| lookup(&self.code_of, s)) {
+            let function = self.object.function_at(code, symbol.st_value(E) / 8);
+            let function = function.and_then(|f| self.object.functions.get(f as usize));
+            Slot::Program(
+                function
+                    .ok_or_else(|| fault("names a function that does not exist"))?
+                    .name
+                    .clone(),
+            )
+        } else {
+            return Err(fault("names neither a map nor a program"));
+        };
+        if let Some(map) = self.object.maps.get_mut(map as usize) {
+            map.slots.push(((slot / 8) as u32, target));
+        }
+        Ok(())
+    }
+
+    /// Programs are the functions outside `.text` that the object does not
+    /// use as subprograms: global ones always, static ones if nothing refers
+    /// to them from code.
+    fn find_programs(&mut self) {
+        let mut called = vec![false; self.object.functions.len()];
+        for reloc in &self.object.relocs {
+            if let Target::Call(f) | Target::Address(f) = reloc.target
+                && let Some(called) = called.get_mut(f as usize)
+            {
+                *called = true;
+            }
+        }
+        for (index, function) in self.object.functions.iter().enumerate() {
+            let section = &self.object.codes[function.code as usize];
+            if section.name == ".text" || (!function.global && called[index]) {
+                continue;
+            }
+            let kind = section::parse(&section.name);
+            self.object.programs.push(ProgramSpec {
+                name: function.name.clone(),
+                section: section.name.clone(),
+                program_type: kind.program_type,
+                attach_type: kind.attach_type,
+                flags: kind.flags,
+                target: kind.target.map(str::to_owned),
+                autoload: kind.autoload,
+                insn_count: function.len,
+                function: index as u32,
+            });
+        }
+    }
+}
+
+impl Object {
+    /// The function that starts at an instruction of a code section.
+    fn function_at(&self, code: u32, insn: u64) -> Option<u32> {
+        let insn = u32::try_from(insn).ok()?;
+        let at = self
+            .functions
+            .partition_point(|f| (f.code, f.start) < (code, insn));
+        let found = self.functions.get(at)?;
+        (found.code == code && found.start == insn).then_some(at as u32)
+    }
+}
+
+fn insn_at(bytes: &[u8], index: u64) -> Option<Insn> {
+    let start = usize::try_from(index).ok()?.checked_mul(INSN_SIZE)?;
+    let word = bytes.get(start..)?.first_chunk::<INSN_SIZE>()?;
+    Some(Insn::from_ne_bytes(*word))
+}
+
+fn lookup(table: &[u32], section: usize) -> Option<u32> {
+    table.get(section).copied()?.checked_sub(1)
+}

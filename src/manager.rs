@@ -1,0 +1,550 @@
+//! The manager: a declaration brought to life and taken down again.
+//!
+//! Locks, in the order in which they may be taken: `slot`, then `live`. None
+//! is held while the kernel attaches or detaches, while a thread is joined or
+//! while user code runs; an action in progress is marked in `slot` instead.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebpf_manager_bpf::elf::{Bytes, Object};
+use ebpf_manager_bpf::{
+    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, Pod, Program,
+    open_object, pod,
+};
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::ManagerError;
+use crate::probe::{Outcome, Probe, ProbeId};
+use crate::state::{Action, State, Step, step};
+use crate::stream::{Counters, Handler, Source, Stream, StreamStats};
+
+/// Where an object comes from.
+#[derive(Clone, Debug)]
+pub enum ObjectSource {
+    /// A file.
+    Path(PathBuf),
+    /// Bytes: an `include_bytes!`, or a file that was read already.
+    Bytes(Bytes),
+}
+
+impl ObjectSource {
+    /// An object file.
+    pub fn path(path: impl Into<PathBuf>) -> ObjectSource {
+        ObjectSource::Path(path.into())
+    }
+
+    /// An object in memory.
+    pub fn bytes(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> ObjectSource {
+        ObjectSource::Bytes(Bytes::new(bytes))
+    }
+
+    fn parse(&self) -> Result<Object, LoadError> {
+        match self {
+            ObjectSource::Path(path) => open_object(path),
+            ObjectSource::Bytes(bytes) => Object::from_bytes(bytes)
+                .map_err(|source| LoadError::Object { path: None, source }),
+        }
+    }
+}
+
+/// Time spent in each phase between [`Manager::init`] and the end of
+/// [`Manager::start`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Reading the object.
+    pub parse: Duration,
+    /// Laying out programs and adapting them to this kernel.
+    pub relocate: Duration,
+    /// Creating and filling maps.
+    pub maps: Duration,
+    /// The kernel's verifier and compiler.
+    pub verify: Duration,
+    /// Attaching all probes.
+    pub attach: Duration,
+}
+
+/// Declares what a manager runs. Made by [`Manager::builder`].
+#[derive(Default)]
+pub struct Builder {
+    probes: Vec<Probe>,
+    constants: Vec<(String, Vec<u8>)>,
+    ring_buffers: Vec<RingBuffer>,
+    pin_dir: Option<PathBuf>,
+    kernel_btf: Option<Arc<KernelBtf>>,
+    exclude: Vec<String>,
+}
+
+/// A declared ring buffer.
+struct RingBuffer {
+    map: String,
+    handler: Arc<Mutex<Handler>>,
+    counters: Arc<Counters>,
+}
+
+impl Builder {
+    /// Adds a program to attach.
+    #[must_use]
+    pub fn probe(mut self, probe: Probe) -> Builder {
+        self.probes.push(probe);
+        self
+    }
+
+    /// Sets a global variable before loading, usually a `const volatile` one.
+    /// The size of `value` must be the variable's; an object without the
+    /// variable fails [`Manager::init`].
+    #[must_use]
+    pub fn constant(mut self, name: impl Into<String>, value: impl Pod) -> Builder {
+        self.constants.push((name.into(), pod::bytes_of(&value).to_vec()));
+        self
+    }
+
+    /// Reads a ring buffer map: `handler` is called with each record, in
+    /// place and in order, on the manager's one reader thread (named
+    /// `ebpf-reader`) while the manager runs. No record is read before
+    /// [`Manager::start`]; those left at [`Manager::stop`] are read before it
+    /// returns.
+    ///
+    /// Requires at least Linux 5.8.
+    #[must_use]
+    pub fn ring_buffer(
+        mut self,
+        map: impl Into<String>,
+        handler: impl FnMut(&[u8]) + Send + 'static,
+    ) -> Builder {
+        self.ring_buffers.push(RingBuffer {
+            map: map.into(),
+            handler: Arc::new(Mutex::new(Box::new(handler))),
+            counters: Arc::default(),
+        });
+        self
+    }
+
+    /// Directory for maps that the object pins by name; `/sys/fs/bpf` unless
+    /// set.
+    #[must_use]
+    pub fn pin_dir(mut self, path: impl Into<PathBuf>) -> Builder {
+        self.pin_dir = Some(path.into());
+        self
+    }
+
+    /// Kernel types to use instead of the running kernel's, or a reference to
+    /// those, which keeps them for the next load.
+    #[must_use]
+    pub fn kernel_btf(mut self, btf: Arc<KernelBtf>) -> Builder {
+        self.kernel_btf = Some(btf);
+        self
+    }
+
+    /// Keeps a program of the object from being loaded at all.
+    #[must_use]
+    pub fn exclude(mut self, function: impl Into<String>) -> Builder {
+        self.exclude.push(function.into());
+        self
+    }
+
+    /// Checks the declaration.
+    ///
+    /// # Errors
+    /// [`ManagerError::Duplicate`] if two probes share function and uid, or
+    /// two handlers a map.
+    pub fn build(self) -> Result<Manager, ManagerError> {
+        for (i, probe) in self.probes.iter().enumerate() {
+            if self.probes.iter().take(i).any(|p| p.id == probe.id) {
+                return Err(ManagerError::Duplicate { what: "probe", name: probe.id.to_string() });
+            }
+        }
+        for (i, ring) in self.ring_buffers.iter().enumerate() {
+            if self.ring_buffers.iter().take(i).any(|r| r.map == ring.map) {
+                return Err(ManagerError::Duplicate { what: "ring buffer", name: ring.map.clone() });
+            }
+        }
+        Ok(Manager {
+            inner: Arc::new(Inner {
+                declaration: self,
+                slot: Mutex::new(Slot::Declared),
+                live: RwLock::new(None),
+                ended: Mutex::new(None),
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rings: Vec<&str> = self.ring_buffers.iter().map(|r| r.map.as_str()).collect();
+        f.debug_struct("Builder")
+            .field("probes", &self.probes)
+            .field("ring_buffers", &rings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs the programs of one object.
+///
+/// Handles are cheap to clone and refer to the same manager. When the last
+/// one is dropped the manager stops. A handler must not keep a handle of its
+/// own manager, or that never happens; give it what it needs instead.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    declaration: Builder,
+    slot: Mutex<Slot>,
+    /// What lookups see. Replaced, never waited for.
+    live: RwLock<Option<Arc<Live>>>,
+    /// A reader that a handler of its own stopped: nobody could join it then.
+    ended: Mutex<Option<Stream>>,
+}
+
+/// The state with what it owns.
+#[derive(Debug)]
+enum Slot {
+    Declared,
+    Initialised,
+    Running(Running),
+    /// An action is under way; what the state owned is with it.
+    Busy(State, Action),
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    links: Vec<Link>,
+    stream: Option<Stream>,
+}
+
+/// Loaded maps and programs, and how far they have come.
+#[derive(Debug)]
+struct Live {
+    collection: Collection,
+    parse: Duration,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    attach: Duration,
+    outcomes: Vec<Outcome>,
+}
+
+impl Manager {
+    /// Starts a declaration.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Where the manager is in its life. While an action is under way, the
+    /// state it began in.
+    pub fn state(&self) -> State {
+        match *self.inner.slot.lock() {
+            Slot::Declared => State::Declared,
+            Slot::Initialised => State::Initialised,
+            Slot::Running(_) => State::Running,
+            Slot::Busy(state, _) => state,
+        }
+    }
+
+    /// Loads the object's maps and programs. On failure nothing is left in
+    /// the kernel.
+    ///
+    /// # Errors
+    /// [`ManagerError::State`], [`ManagerError::Busy`], [`ManagerError::Load`],
+    /// and [`ManagerError::NoSuch`] if the object lacks something that the
+    /// declaration names.
+    pub fn init(&self, source: &ObjectSource) -> Result<(), ManagerError> {
+        let Some((_, next)) = self.inner.begin(Action::Init)? else { return Ok(()) };
+        let result = self.inner.load(source);
+        let mut slot = self.inner.slot.lock();
+        match result {
+            Ok(live) => {
+                *self.inner.live.write() = Some(Arc::new(live));
+                *slot = next;
+                Ok(())
+            }
+            Err(err) => {
+                *slot = Slot::Declared;
+                Err(err)
+            }
+        }
+    }
+
+    /// Attaches every probe and starts reading. Readers run before the first
+    /// program is attached, so no event is missed. On failure everything that
+    /// was attached is detached again and the manager stays initialised.
+    ///
+    /// # Errors
+    /// [`ManagerError::State`], [`ManagerError::Busy`],
+    /// [`ManagerError::Attach`] for a probe that is not optional,
+    /// [`ManagerError::Reader`], [`ManagerError::Thread`].
+    pub fn start(&self) -> Result<(), ManagerError> {
+        let Some((_, _)) = self.inner.begin(Action::Start)? else { return Ok(()) };
+        let mut running = Running::default();
+        let result = self.inner.attach(&mut running);
+        let result = match result {
+            Ok(()) => Ok(running),
+            Err(err) => {
+                // The first error is the one to report.
+                let _ = self.inner.take_down(running);
+                Err(err)
+            }
+        };
+        let mut slot = self.inner.slot.lock();
+        match result {
+            Ok(running) => {
+                *slot = Slot::Running(running);
+                Ok(())
+            }
+            Err(err) => {
+                *slot = Slot::Initialised;
+                Err(err)
+            }
+        }
+    }
+
+    /// Detaches every probe, reads what is left in the buffers, ends the
+    /// reader and closes maps and programs. The manager can be initialised
+    /// again afterwards, also when this returns an error.
+    ///
+    /// A handler may call this. The reader then ends after the handler
+    /// returns, and is joined by the next action.
+    ///
+    /// # Errors
+    /// [`ManagerError::Busy`]; [`ManagerError::Stop`] with everything that
+    /// went wrong.
+    pub fn stop(&self) -> Result<(), ManagerError> {
+        let Some((before, _)) = self.inner.begin(Action::Stop)? else { return Ok(()) };
+        let errors = match before {
+            Slot::Running(running) => self.inner.take_down(running),
+            _ => Vec::new(),
+        };
+        // Closing maps and programs may take the kernel a while.
+        let live = self.inner.live.write().take();
+        drop(live);
+        *self.inner.slot.lock() = Slot::Declared;
+        if errors.is_empty() { Ok(()) } else { Err(ManagerError::Stop(errors)) }
+    }
+
+    /// Calls `f` with the live map of this name; `None` if there is none now.
+    pub fn with_map<R>(&self, name: &str, f: impl FnOnce(&Map) -> R) -> Option<R> {
+        let live = self.inner.live()?;
+        live.collection.map(name).map(f)
+    }
+
+    /// Calls `f` with the live program of this C function; `None` if there is
+    /// none now.
+    pub fn with_program<R>(&self, function: &str, f: impl FnOnce(&Program) -> R) -> Option<R> {
+        let live = self.inner.live()?;
+        live.collection.program(function).map(f)
+    }
+
+    /// Every declared probe and what became of it.
+    pub fn probes(&self) -> Vec<(ProbeId, Outcome)> {
+        let live = self.inner.live();
+        let progress = live.as_ref().map(|live| live.progress.lock());
+        let outcome = |i| progress.as_ref().and_then(|p| p.outcomes.get(i).cloned());
+        let probes = self.inner.declaration.probes.iter().enumerate();
+        probes.map(|(i, p)| (p.id.clone(), outcome(i).unwrap_or(Outcome::Detached))).collect()
+    }
+
+    /// Time spent in each phase; zero before [`Manager::init`] and after
+    /// [`Manager::stop`].
+    pub fn times(&self) -> Times {
+        let Some(live) = self.inner.live() else { return Times::default() };
+        let load = live.collection.times();
+        Times {
+            parse: live.parse,
+            relocate: load.relocate,
+            maps: load.maps,
+            verify: load.verify,
+            attach: live.progress.lock().attach,
+        }
+    }
+
+    /// What this kernel is too old to give: for the object as a whole, its
+    /// maps and its programs, each with the name of what lost it.
+    pub fn losses(&self) -> Vec<(String, Loss)> {
+        let Some(live) = self.inner.live() else { return Vec::new() };
+        let all = &live.collection;
+        let object = all.losses().iter().map(|l| (String::from("object"), *l));
+        let maps = all.maps().iter().flat_map(|m| m.losses().iter().map(|l| (m.name().to_owned(), *l)));
+        let programs =
+            all.programs().iter().flat_map(|p| p.losses().iter().map(|l| (p.name().to_owned(), *l)));
+        object.chain(maps).chain(programs).collect()
+    }
+
+    /// Records read from a declared ring buffer since the manager was built.
+    pub fn stream_stats(&self, map: &str) -> Option<StreamStats> {
+        let ring = self.inner.declaration.ring_buffers.iter().find(|r| r.map == map)?;
+        Some(ring.counters.get())
+    }
+}
+
+impl Inner {
+    /// Claims the manager for an action. Returns what the state owned and the
+    /// state to enter, or `None` if there is nothing to do.
+    fn begin(&self, action: Action) -> Result<Option<(Slot, Slot)>, ManagerError> {
+        self.reap()?;
+        let mut slot = self.slot.lock();
+        let state = match *slot {
+            Slot::Declared => State::Declared,
+            Slot::Initialised => State::Initialised,
+            Slot::Running(_) => State::Running,
+            Slot::Busy(_, running) => return Err(ManagerError::Busy { action, running }),
+        };
+        match step(state, action) {
+            Step::Done => Ok(None),
+            Step::Refuse => Err(ManagerError::State { action, state }),
+            Step::Go(next) => {
+                let before = std::mem::replace(&mut *slot, Slot::Busy(state, action));
+                let next = match next {
+                    State::Declared => Slot::Declared,
+                    State::Initialised => Slot::Initialised,
+                    State::Running => Slot::Running(Running::default()),
+                };
+                Ok(Some((before, next)))
+            }
+        }
+    }
+
+    fn live(&self) -> Option<Arc<Live>> {
+        self.live.read().clone()
+    }
+
+    fn load(&self, source: &ObjectSource) -> Result<Live, ManagerError> {
+        let declaration = &self.declaration;
+        let start = Instant::now();
+        let mut object = source.parse()?;
+        let parse = start.elapsed();
+        for (name, value) in &declaration.constants {
+            if object.variable(name).is_none() {
+                return Err(ManagerError::NoSuch { kind: "variable", name: name.clone() });
+            }
+            object.set_variable(name, value).map_err(|err| ManagerError::Constant {
+                name: name.clone(),
+                reason: err.to_string(),
+            })?;
+        }
+        for probe in &declaration.probes {
+            if object.program(&probe.id.function).is_none() {
+                let name = probe.id.function.clone();
+                return Err(ManagerError::NoSuch { kind: "program", name });
+            }
+        }
+        for ring in &declaration.ring_buffers {
+            if object.map(&ring.map).is_none() {
+                return Err(ManagerError::NoSuch { kind: "ring buffer", name: ring.map.clone() });
+            }
+        }
+        let mut options = LoadOptions::default();
+        if let Some(dir) = &declaration.pin_dir {
+            options.pin_dir.clone_from(dir);
+        }
+        options.kernel_btf.clone_from(&declaration.kernel_btf);
+        options.exclude.clone_from(&declaration.exclude);
+        // A program that is declared is wanted, whatever its section says.
+        let probes = declaration.probes.iter().map(|p| p.id.function.clone());
+        options.include = probes.filter(|f| !declaration.exclude.contains(f)).collect();
+        let collection = Collection::load(&object, options)?;
+        Ok(Live { collection, parse, progress: Mutex::default() })
+    }
+
+    /// Starts the reader, then attaches. What succeeds goes into `running`
+    /// at once, so that the caller can undo it.
+    fn attach(&self, running: &mut Running) -> Result<(), ManagerError> {
+        let Some(live) = self.live() else { return Ok(()) };
+        let mut sources = Vec::new();
+        for ring in &self.declaration.ring_buffers {
+            if let Some(map) = live.collection.map(&ring.map) {
+                let (handler, counters) = (Arc::clone(&ring.handler), Arc::clone(&ring.counters));
+                sources.push(Source::open(map, handler, counters)?);
+            }
+        }
+        if !sources.is_empty() {
+            running.stream = Some(Stream::start(sources)?);
+        }
+        let start = Instant::now();
+        let mut outcomes = Vec::with_capacity(self.declaration.probes.len());
+        for probe in &self.declaration.probes {
+            outcomes.push(match attach_one(&live, probe)? {
+                Ok(link) => {
+                    let outcome = Outcome::Attached(link.mechanism());
+                    running.links.push(link);
+                    outcome
+                }
+                Err(err) if probe.optional => Outcome::Unavailable(Arc::new(err)),
+                Err(err) => {
+                    let source = Arc::new(err);
+                    return Err(ManagerError::Attach { probe: probe.id.clone(), source });
+                }
+            });
+        }
+        *live.progress.lock() = Progress { attach: start.elapsed(), outcomes };
+        Ok(())
+    }
+
+    /// Detaches, then lets the reader finish. Returns everything that went
+    /// wrong; all of it is gone nevertheless.
+    fn take_down(&self, running: Running) -> Vec<ManagerError> {
+        let mut errors = Vec::new();
+        if let Some(live) = self.live() {
+            live.progress.lock().outcomes.clear();
+        }
+        for link in running.links.into_iter().rev() {
+            if let Err(err) = link.detach() {
+                errors.push(ManagerError::Detach(err));
+            }
+        }
+        if let Some(stream) = running.stream {
+            errors.extend(stream.signal().err());
+            if stream.is_current() {
+                *self.ended.lock() = Some(stream);
+            } else {
+                errors.extend(stream.join().err());
+            }
+        }
+        errors
+    }
+
+    /// Joins a reader that one of its own handlers stopped.
+    fn reap(&self) -> Result<(), ManagerError> {
+        let mut ended = self.ended.lock();
+        if ended.as_ref().is_some_and(Stream::is_current) {
+            return Ok(());
+        }
+        let stream = ended.take();
+        drop(ended);
+        stream.map_or(Ok(()), Stream::join)
+    }
+}
+
+/// Attaches one probe: the outer error is the declaration's fault, the inner
+/// one the kernel's.
+fn attach_one(live: &Live, probe: &Probe) -> Result<Result<Link, LinkError>, ManagerError> {
+    let Some(program) = live.collection.program(&probe.id.function) else {
+        let name = probe.id.function.clone();
+        return Err(ManagerError::NoSuch { kind: "program", name });
+    };
+    match probe.hook.attach(program) {
+        Ok(Some(link)) => Ok(Ok(link)),
+        Ok(None) => Err(ManagerError::NoHook {
+            probe: probe.id.clone(),
+            section: program.section().to_owned(),
+        }),
+        Err(err) => Ok(Err(err)),
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Slot::Running(running) = std::mem::replace(self.slot.get_mut(), Slot::Declared) {
+            // Nobody is left to be told.
+            let _ = self.take_down(running);
+        }
+        let _ = self.reap();
+    }
+}
