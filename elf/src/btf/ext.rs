@@ -332,3 +332,112 @@ impl<'a> Block<'a> {
         low
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::btf::encode::BtfBuilder;
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    /// One table at `slot` (0 functions, 1 lines, 2 CO-RE).
+    fn ext(slot: usize, table: &[u32]) -> Vec<u8> {
+        let mut header = [0_u32; 8];
+        header[0] = u32::from_ne_bytes([MAGIC.to_ne_bytes()[0], MAGIC.to_ne_bytes()[1], 1, 0]);
+        header[1] = 32;
+        header[2 + slot * 2 + 1] = table.len() as u32 * 4;
+        let mut bytes = words(&header);
+        bytes.extend(words(table));
+        bytes
+    }
+
+    fn strings() -> (Vec<u8>, [u32; 2]) {
+        let mut b = BtfBuilder::new();
+        let names = [b.add_string(b".text"), b.add_string(b"xdp")];
+        (b.to_bytes().unwrap(), names)
+    }
+
+    #[test]
+    fn records_by_section_and_instruction() {
+        let (btf, [text, xdp]) = strings();
+        let btf = Btf::parse(&btf).unwrap();
+        // Records of 12 bytes: the last word is from a newer compiler.
+        let bytes = ext(
+            0,
+            &[
+                12, xdp, 3, 0, 1, 91, 16, 2, 92, 40, 3, 93, text, 3, 24, 4, 94, 0, 5, 95, 8, 6, 96,
+            ],
+        );
+        let ext = BtfExt::parse(&bytes, &btf).unwrap();
+        let table = ext.func_info();
+        assert_eq!((table.record_size(), table.blocks().len()), (12, 2));
+        let ids = |section, insns| {
+            let found = table.records_in(section, insns);
+            let borrowed = matches!(found, Cow::Borrowed(_));
+            let ids: Vec<_> = found
+                .chunks(12)
+                .map(|record| FuncInfo::from_bytes(record).unwrap().type_id)
+                .collect();
+            (ids, borrowed)
+        };
+        assert_eq!(ids("xdp", 0..2), (vec![1], true));
+        assert_eq!(ids("xdp", 1..6), (vec![2, 3], true));
+        assert_eq!(ids("xdp", 0..u32::MAX), (vec![1, 2, 3], true));
+        assert_eq!(ids("xdp", 6..9), (vec![], true));
+        assert_eq!(ids("none", 0..9), (vec![], true));
+        // Out of order: looked through, in the file's order.
+        assert_eq!(ids(".text", 0..2), (vec![5, 6], false));
+        let block = table.section(".text").unwrap();
+        assert_eq!((block.len(), block.section()), (3, ".text"));
+        assert_eq!(
+            block.func_infos().map(|f| f.insn_off).collect::<Vec<_>>(),
+            [24, 0, 8]
+        );
+        assert!(ext.core_relos().blocks().is_empty());
+    }
+
+    #[test]
+    fn lines_and_relocations() {
+        let (btf, [text, _]) = strings();
+        let btf = Btf::parse(&btf).unwrap();
+        let lines = ext(1, &[16, text, 1, 8, 1, 2, 10 << 10 | 3]);
+        let lines = BtfExt::parse(&lines, &btf).unwrap();
+        let line = lines.line_info().blocks()[0].line_infos().next().unwrap();
+        assert_eq!((line.insn_off, line.line, line.column), (8, 10, 3));
+        let relos = ext(2, &[16, text, 1, 8, 5, 1, 2]);
+        let relos = BtfExt::parse(&relos, &btf).unwrap();
+        let relo = relos.core_relos().blocks()[0].core_relos().next().unwrap();
+        assert_eq!(
+            (relo.insn_off, relo.type_id, relo.access_off, relo.kind),
+            (8, 5, 1, 2)
+        );
+    }
+
+    #[test]
+    fn damage() {
+        let (btf, [text, _]) = strings();
+        let btf = Btf::parse(&btf).unwrap();
+        let problem = |bytes: &[u8]| BtfExt::parse(bytes, &btf).unwrap_err().what;
+        assert_eq!(problem(&ext(0, &[4, text, 1, 0])), BtfProblem::RecordSize);
+        assert_eq!(problem(&ext(0, &[10, text, 1, 0])), BtfProblem::RecordSize);
+        assert_eq!(problem(&ext(0, &[8, text, 0])), BtfProblem::RecordSize);
+        assert_eq!(
+            problem(&ext(0, &[8, text, u32::MAX])),
+            BtfProblem::Truncated
+        );
+        assert_eq!(problem(&ext(0, &[8, text])), BtfProblem::Truncated);
+        assert_eq!(problem(&ext(0, &[8, 99, 1, 0, 0])), BtfProblem::Name);
+        let good = ext(2, &[16, text, 1, 8, 5, 1, 2]);
+        for len in 0..good.len() {
+            assert!(BtfExt::parse(&good[..len], &btf).is_err(), "{len}");
+        }
+        let mut swapped = good.clone();
+        swapped.swap(0, 1);
+        assert_eq!(problem(&swapped), BtfProblem::ByteOrder);
+        let mut short = good.clone();
+        short[4] = 20;
+        assert_eq!(problem(&short), BtfProblem::Header);
+    }
+}

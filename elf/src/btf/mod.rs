@@ -4,10 +4,11 @@
 //! and walks from there, so a kernel's 130 thousand types cost 32 KiB; types
 //! are decoded when asked for. [`NameQuery`] collects every name a caller will
 //! need, so that one walk over the kernel answers all of them. [`ext`] reads
-//! what `.BTF.ext` adds.
+//! what `.BTF.ext` adds, [`encode`] writes and edits.
 //!
 //! Only this machine's byte order is read.
 
+pub mod encode;
 pub mod ext;
 mod find;
 mod parse;
@@ -236,6 +237,22 @@ impl<'a> Btf<'a> {
     /// Name of type `id`; empty if it has none.
     pub fn type_name(&self, id: TypeId) -> &'a str {
         self.get(id).map_or("", |ty| self.name(ty.name_off))
+    }
+
+    /// Whether the string at `offset` is `name`, without looking for its end.
+    #[inline]
+    pub fn name_is(&self, offset: u32, name: &[u8]) -> bool {
+        let mut btf = self;
+        while offset < btf.first_str {
+            match btf.base {
+                Some(base) => btf = base,
+                None => return false,
+            }
+        }
+        btf.strings
+            .get((offset - btf.first_str) as usize..)
+            .and_then(|rest| rest.strip_prefix(name))
+            .is_some_and(|rest| rest.first() == Some(&0))
     }
 
     /// Whether `offset` lies in the strings of this BTF or its base.

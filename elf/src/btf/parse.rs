@@ -76,6 +76,12 @@ pub enum BtfProblem {
     /// A section of `.BTF.ext` has no records, or records that are too small.
     #[error("bad record size")]
     RecordSize,
+    /// The object has no such section.
+    #[error("data section that the object does not have")]
+    MissingSection,
+    /// The object has no such variable.
+    #[error("variable that the object does not define")]
+    MissingVariable,
     /// An edit would not fit the format.
     #[error("edit does not fit")]
     Edit,
