@@ -44,8 +44,9 @@ impl ObjectSource {
     fn parse(&self) -> Result<Object, LoadError> {
         match self {
             ObjectSource::Path(path) => open_object(path),
-            ObjectSource::Bytes(bytes) => Object::from_bytes(bytes)
-                .map_err(|source| LoadError::Object { path: None, source }),
+            ObjectSource::Bytes(bytes) => {
+                Object::from_bytes(bytes).map_err(|source| LoadError::Object { path: None, source })
+            }
         }
     }
 }
@@ -97,7 +98,8 @@ impl Builder {
     /// variable fails [`Manager::init`].
     #[must_use]
     pub fn constant(mut self, name: impl Into<String>, value: impl Pod) -> Builder {
-        self.constants.push((name.into(), pod::bytes_of(&value).to_vec()));
+        self.constants
+            .push((name.into(), pod::bytes_of(&value).to_vec()));
         self
     }
 
@@ -153,12 +155,18 @@ impl Builder {
     pub fn build(self) -> Result<Manager, ManagerError> {
         for (i, probe) in self.probes.iter().enumerate() {
             if self.probes.iter().take(i).any(|p| p.id == probe.id) {
-                return Err(ManagerError::Duplicate { what: "probe", name: probe.id.to_string() });
+                return Err(ManagerError::Duplicate {
+                    what: "probe",
+                    name: probe.id.to_string(),
+                });
             }
         }
         for (i, ring) in self.ring_buffers.iter().enumerate() {
             if self.ring_buffers.iter().take(i).any(|r| r.map == ring.map) {
-                return Err(ManagerError::Duplicate { what: "ring buffer", name: ring.map.clone() });
+                return Err(ManagerError::Duplicate {
+                    what: "ring buffer",
+                    name: ring.map.clone(),
+                });
             }
         }
         Ok(Manager {
@@ -257,7 +265,9 @@ impl Manager {
     /// and [`ManagerError::NoSuch`] if the object lacks something that the
     /// declaration names.
     pub fn init(&self, source: &ObjectSource) -> Result<(), ManagerError> {
-        let Some((_, next)) = self.inner.begin(Action::Init)? else { return Ok(()) };
+        let Some((_, next)) = self.inner.begin(Action::Init)? else {
+            return Ok(());
+        };
         let result = self.inner.load(source);
         let mut slot = self.inner.slot.lock();
         match result {
@@ -282,7 +292,9 @@ impl Manager {
     /// [`ManagerError::Attach`] for a probe that is not optional,
     /// [`ManagerError::Reader`], [`ManagerError::Thread`].
     pub fn start(&self) -> Result<(), ManagerError> {
-        let Some((_, _)) = self.inner.begin(Action::Start)? else { return Ok(()) };
+        let Some((_, _)) = self.inner.begin(Action::Start)? else {
+            return Ok(());
+        };
         let mut running = Running::default();
         let result = self.inner.attach(&mut running);
         let result = match result {
@@ -317,7 +329,9 @@ impl Manager {
     /// [`ManagerError::Busy`]; [`ManagerError::Stop`] with everything that
     /// went wrong.
     pub fn stop(&self) -> Result<(), ManagerError> {
-        let Some((before, _)) = self.inner.begin(Action::Stop)? else { return Ok(()) };
+        let Some((before, _)) = self.inner.begin(Action::Stop)? else {
+            return Ok(());
+        };
         let errors = match before {
             Slot::Running(running) => self.inner.take_down(running),
             _ => Vec::new(),
@@ -326,7 +340,11 @@ impl Manager {
         let live = self.inner.live.write().take();
         drop(live);
         *self.inner.slot.lock() = Slot::Declared;
-        if errors.is_empty() { Ok(()) } else { Err(ManagerError::Stop(errors)) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(ManagerError::Stop(errors))
+        }
     }
 
     /// Calls `f` with the live map of this name; `None` if there is none now.
@@ -348,13 +366,17 @@ impl Manager {
         let progress = live.as_ref().map(|live| live.progress.lock());
         let outcome = |i| progress.as_ref().and_then(|p| p.outcomes.get(i).cloned());
         let probes = self.inner.declaration.probes.iter().enumerate();
-        probes.map(|(i, p)| (p.id.clone(), outcome(i).unwrap_or(Outcome::Detached))).collect()
+        probes
+            .map(|(i, p)| (p.id.clone(), outcome(i).unwrap_or(Outcome::Detached)))
+            .collect()
     }
 
     /// Time spent in each phase; zero before [`Manager::init`] and after
     /// [`Manager::stop`].
     pub fn times(&self) -> Times {
-        let Some(live) = self.inner.live() else { return Times::default() };
+        let Some(live) = self.inner.live() else {
+            return Times::default();
+        };
         let load = live.collection.times();
         Times {
             parse: live.parse,
@@ -368,18 +390,30 @@ impl Manager {
     /// What this kernel is too old to give: for the object as a whole, its
     /// maps and its programs, each with the name of what lost it.
     pub fn losses(&self) -> Vec<(String, Loss)> {
-        let Some(live) = self.inner.live() else { return Vec::new() };
+        let Some(live) = self.inner.live() else {
+            return Vec::new();
+        };
         let all = &live.collection;
         let object = all.losses().iter().map(|l| (String::from("object"), *l));
-        let maps = all.maps().iter().flat_map(|m| m.losses().iter().map(|l| (m.name().to_owned(), *l)));
-        let programs =
-            all.programs().iter().flat_map(|p| p.losses().iter().map(|l| (p.name().to_owned(), *l)));
+        let maps = all
+            .maps()
+            .iter()
+            .flat_map(|m| m.losses().iter().map(|l| (m.name().to_owned(), *l)));
+        let programs = all
+            .programs()
+            .iter()
+            .flat_map(|p| p.losses().iter().map(|l| (p.name().to_owned(), *l)));
         object.chain(maps).chain(programs).collect()
     }
 
     /// Records read from a declared ring buffer since the manager was built.
     pub fn stream_stats(&self, map: &str) -> Option<StreamStats> {
-        let ring = self.inner.declaration.ring_buffers.iter().find(|r| r.map == map)?;
+        let ring = self
+            .inner
+            .declaration
+            .ring_buffers
+            .iter()
+            .find(|r| r.map == map)?;
         Some(ring.counters.get())
     }
 }
@@ -422,22 +456,33 @@ impl Inner {
         let parse = start.elapsed();
         for (name, value) in &declaration.constants {
             if object.variable(name).is_none() {
-                return Err(ManagerError::NoSuch { kind: "variable", name: name.clone() });
+                return Err(ManagerError::NoSuch {
+                    kind: "variable",
+                    name: name.clone(),
+                });
             }
-            object.set_variable(name, value).map_err(|err| ManagerError::Constant {
-                name: name.clone(),
-                reason: err.to_string(),
-            })?;
+            object
+                .set_variable(name, value)
+                .map_err(|err| ManagerError::Constant {
+                    name: name.clone(),
+                    reason: err.to_string(),
+                })?;
         }
         for probe in &declaration.probes {
             if object.program(&probe.id.function).is_none() {
                 let name = probe.id.function.clone();
-                return Err(ManagerError::NoSuch { kind: "program", name });
+                return Err(ManagerError::NoSuch {
+                    kind: "program",
+                    name,
+                });
             }
         }
         for ring in &declaration.ring_buffers {
             if object.map(&ring.map).is_none() {
-                return Err(ManagerError::NoSuch { kind: "ring buffer", name: ring.map.clone() });
+                return Err(ManagerError::NoSuch {
+                    kind: "ring buffer",
+                    name: ring.map.clone(),
+                });
             }
         }
         let mut options = LoadOptions::default();
@@ -448,15 +493,23 @@ impl Inner {
         options.exclude.clone_from(&declaration.exclude);
         // A program that is declared is wanted, whatever its section says.
         let probes = declaration.probes.iter().map(|p| p.id.function.clone());
-        options.include = probes.filter(|f| !declaration.exclude.contains(f)).collect();
+        options.include = probes
+            .filter(|f| !declaration.exclude.contains(f))
+            .collect();
         let collection = Collection::load(&object, options)?;
-        Ok(Live { collection, parse, progress: Mutex::default() })
+        Ok(Live {
+            collection,
+            parse,
+            progress: Mutex::default(),
+        })
     }
 
     /// Starts the reader, then attaches. What succeeds goes into `running`
     /// at once, so that the caller can undo it.
     fn attach(&self, running: &mut Running) -> Result<(), ManagerError> {
-        let Some(live) = self.live() else { return Ok(()) };
+        let Some(live) = self.live() else {
+            return Ok(());
+        };
         let mut sources = Vec::new();
         for ring in &self.declaration.ring_buffers {
             if let Some(map) = live.collection.map(&ring.map) {
@@ -479,11 +532,17 @@ impl Inner {
                 Err(err) if probe.optional => Outcome::Unavailable(Arc::new(err)),
                 Err(err) => {
                     let source = Arc::new(err);
-                    return Err(ManagerError::Attach { probe: probe.id.clone(), source });
+                    return Err(ManagerError::Attach {
+                        probe: probe.id.clone(),
+                        source,
+                    });
                 }
             });
         }
-        *live.progress.lock() = Progress { attach: start.elapsed(), outcomes };
+        *live.progress.lock() = Progress {
+            attach: start.elapsed(),
+            outcomes,
+        };
         Ok(())
     }
 
@@ -527,7 +586,10 @@ impl Inner {
 fn attach_one(live: &Live, probe: &Probe) -> Result<Result<Link, LinkError>, ManagerError> {
     let Some(program) = live.collection.program(&probe.id.function) else {
         let name = probe.id.function.clone();
-        return Err(ManagerError::NoSuch { kind: "program", name });
+        return Err(ManagerError::NoSuch {
+            kind: "program",
+            name,
+        });
     };
     match probe.hook.attach(program) {
         Ok(Some(link)) => Ok(Ok(link)),

@@ -37,7 +37,10 @@ impl Probe {
     /// The program of this C function, attached where its section name says.
     pub fn new(function: impl Into<String>) -> Probe {
         Probe {
-            id: ProbeId { uid: String::new(), function: function.into() },
+            id: ProbeId {
+                uid: String::new(),
+                function: function.into(),
+            },
             hook: Hook::Section,
             optional: false,
         }
@@ -97,7 +100,10 @@ pub enum Hook {
 impl Hook {
     /// The tracepoint `category/name`.
     pub fn tracepoint(category: impl Into<String>, name: impl Into<String>) -> Hook {
-        Hook::Tracepoint { category: category.into(), name: name.into() }
+        Hook::Tracepoint {
+            category: category.into(),
+            name: name.into(),
+        }
     }
 
     /// The raw tracepoint `name`.
@@ -110,9 +116,9 @@ impl Hook {
     fn of_section(program: &Program) -> Option<Hook> {
         let target = program.target()?;
         match program.program_type() {
-            ProgramType::TRACEPOINT => {
-                target.split_once('/').map(|(category, name)| Hook::tracepoint(category, name))
-            }
+            ProgramType::TRACEPOINT => target
+                .split_once('/')
+                .map(|(category, name)| Hook::tracepoint(category, name)),
             ProgramType::RAW_TRACEPOINT | ProgramType::RAW_TRACEPOINT_WRITABLE => {
                 Some(Hook::raw_tracepoint(target))
             }
@@ -134,7 +140,9 @@ impl Hook {
             hook => hook,
         };
         match hook {
-            Hook::Tracepoint { category, name } => Link::tracepoint(program, category, name).map(Some),
+            Hook::Tracepoint { category, name } => {
+                Link::tracepoint(program, category, name).map(Some)
+            }
             Hook::RawTracepoint { name } => Link::raw_tracepoint(program, name).map(Some),
             Hook::Section => Ok(None),
         }

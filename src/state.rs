@@ -79,7 +79,13 @@ mod tests {
     #[test]
     fn life_goes_round() {
         let mut state = State::Declared;
-        for action in [Action::Init, Action::Start, Action::Stop, Action::Init, Action::Stop] {
+        for action in [
+            Action::Init,
+            Action::Start,
+            Action::Stop,
+            Action::Init,
+            Action::Stop,
+        ] {
             match step(state, action) {
                 Step::Go(next) => state = next,
                 other => panic!("{action} in {state}: {other:?}"),

@@ -51,7 +51,11 @@ impl Source {
         handler: Arc<Mutex<Handler>>,
         counters: Arc<Counters>,
     ) -> Result<Source, ManagerError> {
-        Ok(Source { reader: RingBufferReader::new(map)?, handler, counters })
+        Ok(Source {
+            reader: RingBufferReader::new(map)?,
+            handler,
+            counters,
+        })
     }
 
     fn drain(&mut self) -> Result<(), ManagerError> {
@@ -65,13 +69,16 @@ impl Source {
             ControlFlow::Continue(())
         });
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.counters.records.fetch_add(*result.as_ref().unwrap_or(&0) as u64, Ordering::Relaxed);
+        self.counters
+            .records
+            .fetch_add(*result.as_ref().unwrap_or(&0) as u64, Ordering::Relaxed);
         result?;
         Ok(())
     }
 }
 
 /// A running reader thread.
+#[derive(Debug)]
 pub(crate) struct Stream {
     thread: JoinHandle<Result<(), ManagerError>>,
     waker: Waker,
@@ -100,7 +107,9 @@ impl Stream {
 
     /// Asks the thread to read what is there and end.
     pub(crate) fn signal(&self) -> Result<(), ManagerError> {
-        self.waker.wake().map_err(|source| ManagerError::Thread { source })
+        self.waker
+            .wake()
+            .map_err(|source| ManagerError::Thread { source })
     }
 
     /// Waits for the thread to end.
@@ -112,7 +121,9 @@ impl Stream {
                     .downcast_ref::<&str>()
                     .map(|s| (*s).to_owned())
                     .or_else(|| panic.downcast_ref::<String>().cloned());
-                Err(ManagerError::HandlerPanicked { message: message.unwrap_or_default() })
+                Err(ManagerError::HandlerPanicked {
+                    message: message.unwrap_or_default(),
+                })
             }
         }
     }

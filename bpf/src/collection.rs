@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebpf_manager_elf::btf::{Btf, NameQuery};
+use ebpf_manager_elf::core_relo::{Resolver, add_roots};
 use ebpf_manager_elf::{
     FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot,
 };
@@ -14,8 +16,8 @@ use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::abi::insn::LD_IMM64;
 use ebpf_manager_sys::{Errno, SysError};
 
-use crate::core::CoreResolver;
-use crate::error::{LoadError, ProgramError};
+use crate::core::CoreRelocator;
+use crate::error::{KernelBtfError, LoadError, ProgramError};
 use crate::kernel_btf::KernelBtf;
 use crate::map::{Loss, Map, MapContext};
 use crate::object_btf;
@@ -86,7 +88,45 @@ impl Collection {
     /// # Errors
     /// [`LoadError`], naming the map or program.
     pub fn load(object: &Object, options: LoadOptions) -> Result<Collection, LoadError> {
-        Loader::new(object, options)?.run()
+        let start = Instant::now();
+        let linker = object
+            .linker()
+            .map_err(|source| LoadError::Object { path: None, source })?;
+
+        // The kernel's types are walked once, for all names the object asks
+        // for, and only if it asks for any.
+        let mut query = NameQuery::new();
+        let local = linker
+            .btf()
+            .filter(|_| linker.core_relos().next().is_some());
+        if let Some(local) = local {
+            add_roots(&mut query, local, linker.core_relos());
+        }
+        query.finish();
+        let kernel = match (query.is_empty(), &options.kernel_btf) {
+            (true, _) => None,
+            (false, Some(btf)) => Some(Arc::clone(btf)),
+            (false, None) => Some(KernelBtf::vmlinux()?),
+        };
+        let mut hits = Vec::new();
+        let target = match &kernel {
+            Some(kernel) => Some(
+                Btf::scan(kernel.as_bytes(), None, &query, &mut hits)
+                    .map_err(|source| KernelBtfError::Parse { source })?,
+            ),
+            None => None,
+        };
+        let resolver = local.map(|local| {
+            let mut resolver = Resolver::new(local, &query);
+            if let Some(target) = &target {
+                resolver.add_target(target, hits);
+            }
+            resolver
+        });
+
+        let mut loader = Loader::new(object, options, &linker)?;
+        loader.times.relocate = start.elapsed();
+        loader.run(CoreRelocator::new(resolver))
     }
 
     /// All maps, in the object's order.
@@ -130,7 +170,7 @@ impl Collection {
 struct Loader<'o> {
     object: &'o Object,
     options: LoadOptions,
-    linker: Linker<'o>,
+    linker: &'o Linker<'o>,
     wanted: Vec<&'o ProgramSpec>,
     btf: Option<OwnedFd>,
     maps: Vec<Map>,
@@ -154,9 +194,11 @@ impl Drop for Pins {
 }
 
 impl<'o> Loader<'o> {
-    fn new(object: &'o Object, options: LoadOptions) -> Result<Loader<'o>, LoadError> {
-        let linker =
-            object.linker().map_err(|source| LoadError::Object { path: None, source })?;
+    fn new(
+        object: &'o Object,
+        options: LoadOptions,
+        linker: &'o Linker<'o>,
+    ) -> Result<Loader<'o>, LoadError> {
         let unknown = options
             .include
             .iter()
@@ -164,11 +206,17 @@ impl<'o> Loader<'o> {
             .find(|name| object.program(name).is_none())
             .map(|name| ("program", name.as_str()))
             .or_else(|| {
-                let unknown = options.replace_maps.iter().find(|m| object.map(m.name()).is_none());
+                let unknown = options
+                    .replace_maps
+                    .iter()
+                    .find(|m| object.map(m.name()).is_none());
                 unknown.map(|map| ("map", map.name()))
             });
         if let Some((kind, name)) = unknown {
-            return Err(LoadError::NoSuch { kind, name: name.to_owned() });
+            return Err(LoadError::NoSuch {
+                kind,
+                name: name.to_owned(),
+            });
         }
         let wanted: Vec<_> = object
             .programs()
@@ -200,11 +248,7 @@ impl<'o> Loader<'o> {
         })
     }
 
-    fn run(mut self) -> Result<Collection, LoadError> {
-        let start = Instant::now();
-        let core = CoreResolver::new(&self.linker, &self.wanted, self.options.kernel_btf.clone())?;
-        self.times.relocate += start.elapsed();
-
+    fn run(mut self, core: CoreRelocator<'_>) -> Result<Collection, LoadError> {
         let start = Instant::now();
         let (btf, losses) = object_btf::load(self.object)?;
         self.btf = btf;
@@ -239,7 +283,12 @@ impl<'o> Loader<'o> {
     /// The map for a specification: a replacement, a pin that exists, or a new
     /// one.
     fn obtain_map(&mut self, spec: &MapSpec) -> Result<Map, LoadError> {
-        if let Some(at) = self.options.replace_maps.iter().position(|m| m.name() == spec.name) {
+        if let Some(at) = self
+            .options
+            .replace_maps
+            .iter()
+            .position(|m| m.name() == spec.name)
+        {
             let map = self.options.replace_maps.swap_remove(at);
             map.check(spec, None)?;
             return Ok(map);
@@ -265,7 +314,10 @@ impl<'o> Loader<'o> {
     }
 
     fn create_map(&self, spec: &MapSpec) -> Result<Map, LoadError> {
-        let context = MapContext { btf: self.btf.as_ref().map(AsFd::as_fd), inner: None };
+        let context = MapContext {
+            btf: self.btf.as_ref().map(AsFd::as_fd),
+            inner: None,
+        };
         let map = Map::create_in(spec, context)?;
         if let Some(contents) = spec.contents.as_slice() {
             // What the object leaves out at the end is zero already.
@@ -289,14 +341,18 @@ impl<'o> Loader<'o> {
         for (index, spec) in self.object.maps().iter().enumerate() {
             for (key, slot) in &spec.slots {
                 let fd = match slot {
-                    Slot::Map(name) if !programs => {
-                        self.maps.iter().find(|m| m.name() == name).map(|m| m.as_fd().as_raw_fd())
-                    }
+                    Slot::Map(name) if !programs => self
+                        .maps
+                        .iter()
+                        .find(|m| m.name() == name)
+                        .map(|m| m.as_fd().as_raw_fd()),
                     // A target that is not loaded leaves its slot empty: the
                     // tail call then falls through, as it does for any index.
-                    Slot::Program(name) if programs => {
-                        self.programs.iter().find(|p| p.name() == name).map(AsRawFd::as_raw_fd)
-                    }
+                    Slot::Program(name) if programs => self
+                        .programs
+                        .iter()
+                        .find(|p| p.name() == name)
+                        .map(AsRawFd::as_raw_fd),
                     _ => continue,
                 };
                 if let (Some(fd), Some(map)) = (fd, self.maps.get(index)) {
@@ -307,16 +363,18 @@ impl<'o> Loader<'o> {
         Ok(())
     }
 
-    fn load_programs(&mut self, mut core: CoreResolver<'_>) -> Result<(), LoadError> {
+    fn load_programs(&mut self, mut core: CoreRelocator<'_>) -> Result<(), LoadError> {
         let license = self.object.license().unwrap_or_default();
         let license = CString::new(license).unwrap_or_default();
         let mut linked = LinkedProgram::default();
         for spec in std::mem::take(&mut self.wanted) {
             let start = Instant::now();
-            self.linker.link(spec, &mut linked).map_err(|source| ProgramError::Link {
-                program: spec.name.clone(),
-                source,
-            })?;
+            self.linker
+                .link(spec, &mut linked)
+                .map_err(|source| ProgramError::Link {
+                    program: spec.name.clone(),
+                    source,
+                })?;
             core.apply(spec, &mut linked)?;
             self.apply_fixups(spec, &mut linked)?;
             self.times.relocate += start.elapsed();
@@ -329,7 +387,7 @@ impl<'o> Loader<'o> {
                 log_limit: self.options.log_limit_bytes,
             };
             let program =
-                Program::load(spec, &linked, &self.linker, context, &|id| core.explain(id))?;
+                Program::load(spec, &linked, self.linker, context, &|id| core.explain(id))?;
             self.programs.push(program);
             self.times.verify += start.elapsed();
         }
@@ -343,7 +401,9 @@ impl<'o> Loader<'o> {
         linked: &mut LinkedProgram,
     ) -> Result<(), ProgramError> {
         for fixup in &linked.fixups {
-            let Some(insn) = linked.insns.get_mut(fixup.insn as usize) else { continue };
+            let Some(insn) = linked.insns.get_mut(fixup.insn as usize) else {
+                continue;
+            };
             match fixup.target {
                 FixupTarget::Map(index) | FixupTarget::MapValue(index) => {
                     if let Some(map) = self.maps.get(index as usize) {
@@ -384,9 +444,10 @@ fn make_dir(path: &Path) {
 /// [`LoadError::Read`] or [`LoadError::Object`], both with the path.
 pub fn open_object(path: impl AsRef<Path>) -> Result<Object, LoadError> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path)
-        .map_err(|err| SysError::from_io("read", &err).with_path(path))?;
-    Object::parse(bytes)
-        .map_err(|source| LoadError::Object { path: Some(path.to_owned()), source })
+    let bytes =
+        std::fs::read(path).map_err(|err| SysError::from_io("read", &err).with_path(path))?;
+    Object::parse(bytes).map_err(|source| LoadError::Object {
+        path: Some(path.to_owned()),
+        source,
+    })
 }
-

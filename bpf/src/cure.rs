@@ -50,7 +50,10 @@ impl fmt::Display for Cure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cure::Capability { needed } => {
-                write!(f, "the process lacks {needed}: run it as root or grant the capability")
+                write!(
+                    f,
+                    "the process lacks {needed}: run it as root or grant the capability"
+                )
             }
             Cure::Lockdown => f.write_str(
                 "the kernel is locked down (lockdown= on its command line, or secure boot), \
@@ -61,7 +64,11 @@ impl fmt::Display for Cure {
                 "this kernel counts BPF memory as locked memory and the limit is {limit_bytes} \
                  bytes: raise it (ulimit -l unlimited, or LimitMEMLOCK= of the service)"
             ),
-            Cure::KernelTooOld { feature, since, running } => {
+            Cure::KernelTooOld {
+                feature,
+                since,
+                running,
+            } => {
                 write!(f, "{feature} needs Linux {since}, this is {running}")
             }
             Cure::GplLicence => f.write_str(
@@ -119,7 +126,9 @@ fn permission(errno: Errno, need: Need) -> Option<Cure> {
     }
     if errno == Errno::EPERM && counts_memlock() {
         let limit = proc::memlock_limit().ok()?;
-        return Some(Cure::Memlock { limit_bytes: limit.soft });
+        return Some(Cure::Memlock {
+            limit_bytes: limit.soft,
+        });
     }
     let locked = proc::lockdown().is_ok_and(|mode| mode != Lockdown::None);
     (errno == Errno::EPERM && need == Need::Tracing && locked).then_some(Cure::Lockdown)
@@ -135,8 +144,14 @@ pub(crate) fn missing_capability(need: Need) -> Option<Cure> {
     let needed = match need {
         _ if old => "CAP_SYS_ADMIN",
         Need::Bpf if !caps.contains(Capabilities::BPF) => "CAP_BPF",
-        Need::Tracing if !caps.contains(Capabilities::BPF) || !caps.contains(Capabilities::PERFMON) => "CAP_BPF and CAP_PERFMON",
-        Need::Network if !caps.contains(Capabilities::BPF) || !caps.contains(Capabilities::NET_ADMIN) => {
+        Need::Tracing
+            if !caps.contains(Capabilities::BPF) || !caps.contains(Capabilities::PERFMON) =>
+        {
+            "CAP_BPF and CAP_PERFMON"
+        }
+        Need::Network
+            if !caps.contains(Capabilities::BPF) || !caps.contains(Capabilities::NET_ADMIN) =>
+        {
             "CAP_BPF and CAP_NET_ADMIN"
         }
         _ => return None,

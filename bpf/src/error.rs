@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ebpf_manager_elf::ObjectError;
 use ebpf_manager_elf::btf::BtfError;
+use ebpf_manager_elf::core_relo::CoreError;
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -118,12 +119,12 @@ pub enum ProgramError {
         symbol: String,
     },
     /// A CO-RE relocation is malformed or ambiguous.
-    #[error("program {program}: {what}")]
+    #[error("program {program}: {source}")]
     CoRe {
         /// C function name.
         program: String,
         /// What is wrong.
-        what: String,
+        source: CoreError,
     },
     /// The verifier or the kernel refused the program.
     #[error("{}", rejection(program, *program_type, source, log, source_line.as_ref(), core.as_deref(), cure.as_ref()))]
@@ -364,7 +365,10 @@ pub enum LinkError {
 }
 
 fn attempts(tried: &[(&'static str, SysError)]) -> String {
-    let lines: Vec<String> = tried.iter().map(|(how, err)| format!("by {how}: {err}")).collect();
+    let lines: Vec<String> = tried
+        .iter()
+        .map(|(how, err)| format!("by {how}: {err}"))
+        .collect();
     lines.join(", then ")
 }
 

@@ -66,7 +66,9 @@ impl KernelBtf {
     /// # Errors
     /// [`KernelBtfError::Read`].
     pub fn from_file(path: &Path) -> Result<Arc<KernelBtf>, KernelBtfError> {
-        Ok(Arc::new(KernelBtf { data: Data::Owned(read(path)?) }))
+        Ok(Arc::new(KernelBtf {
+            data: Data::Owned(read(path)?),
+        }))
     }
 
     /// The bytes.
@@ -90,7 +92,10 @@ fn read(path: &Path) -> Result<Vec<u8>, KernelBtfError> {
     let fail = |op, err: &std::io::Error| {
         let source = SysError::from_io(op, err).with_path(path);
         let absent = source.is(Errno::ENOENT) && path == Path::new(VMLINUX);
-        KernelBtfError::Read { source, cure: absent.then_some(Cure::NoKernelBtf) }
+        KernelBtfError::Read {
+            source,
+            cure: absent.then_some(Cure::NoKernelBtf),
+        }
     };
     let mut file = File::open(path).map_err(|e| fail("open", &e))?;
     let size = file.metadata().map_err(|e| fail("fstat", &e))?.len();

@@ -48,9 +48,9 @@ pub use reader::{RingBufferReader, Waiter};
 pub use verifier_log::{SourceLine, VerifierLog};
 
 pub use ebpf_manager_elf as elf;
-pub use ebpf_manager_sys::abi::bpf::{AttachType, MapFlags, MapType, ProgramType};
+pub use ebpf_manager_sys::abi::bpf::{AttachType, ElemFlags, MapFlags, MapType, ProgramType};
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
-pub use ebpf_manager_sys::bpf::{ElemFlags, TestRun, TestRunResult};
+pub use ebpf_manager_sys::bpf::{TestRun, TestRunResult};
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::KernelVersion;
 pub use ebpf_manager_sys::{Errno, SysError};

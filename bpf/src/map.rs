@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use ebpf_manager_elf::MapSpec;
-use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
+use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType};
 use ebpf_manager_sys::abi::pod::{self, Pod};
-use ebpf_manager_sys::bpf::{self as sys, ElemFlags, MapCreate, MapFd};
+use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd};
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::{self, Need};
@@ -58,9 +58,13 @@ impl Map {
 
     pub(crate) fn create_in(spec: &MapSpec, context: MapContext<'_>) -> Result<Map, MapError> {
         let model = match (&spec.inner, context.inner) {
-            (Some(inner), None) => {
-                Some(Map::create_in(inner, MapContext { inner: None, ..context })?)
-            }
+            (Some(inner), None) => Some(Map::create_in(
+                inner,
+                MapContext {
+                    inner: None,
+                    ..context
+                },
+            )?),
             _ => None,
         };
         let (max_entries, key_size, value_size) = sizes(spec)?;
@@ -84,20 +88,37 @@ impl Map {
         };
         let mut lost = Vec::new();
         let first = match try_create(&create) {
-            Ok(fd) => return Ok(Map { fd, name: spec.name.clone(), lost }),
+            Ok(fd) => {
+                return Ok(Map {
+                    fd,
+                    name: spec.name.clone(),
+                    lost,
+                });
+            }
             Err(err) => err,
         };
         // Only these say "I do not know this field or flag".
-        if matches!(first.errno(), Errno::EINVAL | Errno::E2BIG | Errno::ENOTSUPP) {
+        if matches!(
+            first.errno(),
+            Errno::EINVAL | Errno::E2BIG | Errno::ENOTSUPP
+        ) {
             while let Some(loss) = degrade(&mut create) {
                 lost.push(loss);
                 if let Ok(fd) = try_create(&create) {
-                    return Ok(Map { fd, name: spec.name.clone(), lost });
+                    return Ok(Map {
+                        fd,
+                        name: spec.name.clone(),
+                        lost,
+                    });
                 }
             }
         }
         let cure = cure::find(&first, Need::Bpf);
-        Err(MapError::Create { map: spec.name.clone(), source: first, cure })
+        Err(MapError::Create {
+            map: spec.name.clone(),
+            source: first,
+            cure,
+        })
     }
 
     /// Opens a pinned map.
@@ -124,15 +145,25 @@ impl Map {
     /// # Errors
     /// [`MapError::Access`] with `EINVAL` if it is not a map's.
     pub fn from_fd(name: &str, fd: OwnedFd) -> Result<Map, MapError> {
-        let fd = MapFd::from_fd(fd)
-            .map_err(|source| MapError::Access { map: name.to_owned(), source })?;
-        Ok(Map { fd, name: name.to_owned(), lost: Vec::new() })
+        let fd = MapFd::from_fd(fd).map_err(|source| MapError::Access {
+            map: name.to_owned(),
+            source,
+        })?;
+        Ok(Map {
+            fd,
+            name: name.to_owned(),
+            lost: Vec::new(),
+        })
     }
 
     /// Another reference to the same map.
     pub fn try_clone(&self) -> Result<Map, MapError> {
         let fd = self.fd.try_clone().map_err(|e| self.access(e))?;
-        Ok(Map { fd, name: self.name.clone(), lost: self.lost.clone() })
+        Ok(Map {
+            fd,
+            name: self.name.clone(),
+            lost: self.lost.clone(),
+        })
     }
 
     /// The name it was declared under; the kernel knows its first 15 bytes.
@@ -177,7 +208,9 @@ impl Map {
 
     /// The kernel's id of the map. Requires at least Linux 4.13.
     pub fn id(&self) -> Result<u32, MapError> {
-        sys::map_info(self.fd.as_fd()).map(|info| info.id).map_err(|e| self.access(e))
+        sys::map_info(self.fd.as_fd())
+            .map(|info| info.id)
+            .map_err(|e| self.access(e))
     }
 
     /// Reads the value of `key` into `value`; false if there is none.
@@ -195,7 +228,9 @@ impl Map {
 
     /// Sets the value of `key` with flags: only if absent, only if present.
     pub fn update_with(&self, key: &[u8], value: &[u8], flags: ElemFlags) -> Result<(), MapError> {
-        self.fd.update(key, value, flags).map_err(|e| self.access(e))
+        self.fd
+            .update(key, value, flags)
+            .map_err(|e| self.access(e))
     }
 
     /// Removes `key`; false if it was not there.
@@ -235,7 +270,11 @@ impl Map {
         let mut first = true;
         loop {
             let from = (!first).then_some(key.as_slice());
-            if !self.fd.next_key(from, &mut next).map_err(|e| self.access(e))? {
+            if !self
+                .fd
+                .next_key(from, &mut next)
+                .map_err(|e| self.access(e))?
+            {
                 return Ok(());
             }
             std::mem::swap(&mut key, &mut next);
@@ -298,7 +337,10 @@ impl Map {
 
     #[cold]
     fn access(&self, source: SysError) -> MapError {
-        MapError::Access { map: self.name.clone(), source }
+        MapError::Access {
+            map: self.name.clone(),
+            source,
+        }
     }
 }
 
@@ -317,15 +359,24 @@ fn degrade(create: &mut MapCreate<'_>) -> Option<Loss> {
     if create.btf.take().is_some() {
         create.btf_key_type_id = 0;
         create.btf_value_type_id = 0;
-        return Some(Loss { what: "BTF types of the map's key and value", since: "4.18" });
+        return Some(Loss {
+            what: "BTF types of the map's key and value",
+            since: "4.18",
+        });
     }
     if create.flags.contains(MapFlags::MMAPABLE) {
         create.flags -= MapFlags::MMAPABLE;
-        return Some(Loss { what: "mapping of the map's memory", since: "5.5" });
+        return Some(Loss {
+            what: "mapping of the map's memory",
+            since: "5.5",
+        });
     }
     if !create.name.is_empty() {
         create.name = "";
-        return Some(Loss { what: "the map's name", since: "4.15" });
+        return Some(Loss {
+            what: "the map's name",
+            since: "4.15",
+        });
     }
     None
 }
@@ -333,7 +384,10 @@ fn degrade(create: &mut MapCreate<'_>) -> Option<Loss> {
 /// `max_entries`, `key_size` and `value_size` as the kernel wants them.
 fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
     use MapType as T;
-    let fault = |what: String| MapError::Spec { map: spec.name.clone(), what };
+    let fault = |what: String| MapError::Spec {
+        map: spec.name.clone(),
+        what,
+    };
     let word = |size: u32| if size == 0 { 4 } else { size };
     let (mut max, mut key, mut value) = (spec.max_entries, spec.key_size, spec.value_size);
     match spec.map_type {
@@ -341,8 +395,10 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
         T::PERF_EVENT_ARRAY => {
             (key, value) = (word(key), word(value));
             if max == 0 {
-                let cpus = sys::possible_cpus()
-                    .map_err(|source| MapError::Access { map: spec.name.clone(), source })?;
+                let cpus = sys::possible_cpus().map_err(|source| MapError::Access {
+                    map: spec.name.clone(),
+                    source,
+                })?;
                 max = cpus as u32;
             }
         }
@@ -350,9 +406,14 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
             // A value type describes the records and is not for the kernel.
             (key, value) = (0, 0);
             let page = ebpf_manager_sys::proc::page_size() as u32;
-            max = max.checked_next_power_of_two().map(|m| m.max(page)).ok_or_else(|| {
-                fault(format!("max_entries {max} is more than the largest ring buffer"))
-            })?;
+            max = max
+                .checked_next_power_of_two()
+                .map(|m| m.max(page))
+                .ok_or_else(|| {
+                    fault(format!(
+                        "max_entries {max} is more than the largest ring buffer"
+                    ))
+                })?;
         }
         T::PROG_ARRAY | T::CGROUP_ARRAY | T::ARRAY_OF_MAPS => {
             (key, value) = (word(key), word(value));
@@ -404,18 +465,31 @@ mod tests {
     use super::*;
 
     fn spec(map_type: MapType, max_entries: u32) -> MapSpec {
-        MapSpec { name: "m".to_owned(), map_type, max_entries, ..MapSpec::default() }
+        MapSpec {
+            name: "m".to_owned(),
+            map_type,
+            max_entries,
+            ..MapSpec::default()
+        }
     }
 
     #[test]
     fn sizes_are_completed() {
         let page = ebpf_manager_sys::proc::page_size() as u32;
         assert_eq!(sizes(&spec(MapType::RINGBUF, 1)).unwrap().0, page);
-        assert_eq!(sizes(&spec(MapType::RINGBUF, page + 1)).unwrap().0, 2 * page);
+        assert_eq!(
+            sizes(&spec(MapType::RINGBUF, page + 1)).unwrap().0,
+            2 * page
+        );
         let (max, key, value) = sizes(&spec(MapType::PERF_EVENT_ARRAY, 0)).unwrap();
         assert!(max > 0);
         assert_eq!((key, value), (4, 4));
-        assert!(sizes(&spec(MapType::HASH, 0)).unwrap_err().to_string().contains("max_entries is 0"));
+        assert!(
+            sizes(&spec(MapType::HASH, 0))
+                .unwrap_err()
+                .to_string()
+                .contains("max_entries is 0")
+        );
         assert!(sizes(&spec(MapType::UNSPEC, 1)).is_err());
         assert!(sizes(&spec(MapType::RINGBUF, u32::MAX)).is_err());
         assert_eq!(sizes(&spec(MapType::TASK_STORAGE, 0)).unwrap().0, 0);
@@ -423,7 +497,11 @@ mod tests {
 
     #[test]
     fn every_loss_is_taken_once() {
-        let mut create = MapCreate { name: "n", flags: MapFlags::MMAPABLE, ..MapCreate::default() };
+        let mut create = MapCreate {
+            name: "n",
+            flags: MapFlags::MMAPABLE,
+            ..MapCreate::default()
+        };
         assert_eq!(degrade(&mut create).unwrap().since, "5.5");
         assert_eq!(degrade(&mut create).unwrap().since, "4.15");
         assert_eq!(degrade(&mut create), None);

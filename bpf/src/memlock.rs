@@ -21,13 +21,18 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, SysError>) -> Result<
 
 /// True if the limit could be raised.
 fn raise() -> bool {
-    let Ok(limit) = proc::memlock_limit() else { return false };
+    let Ok(limit) = proc::memlock_limit() else {
+        return false;
+    };
     if limit.soft == Rlimit::UNLIMITED.soft {
         return false;
     }
     if proc::set_memlock_limit(Rlimit::UNLIMITED).is_ok() {
         return true;
     }
-    let most = Rlimit { soft: limit.hard, hard: limit.hard };
+    let most = Rlimit {
+        soft: limit.hard,
+        hard: limit.hard,
+    };
     limit.soft < limit.hard && proc::set_memlock_limit(most).is_ok()
 }

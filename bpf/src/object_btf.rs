@@ -16,13 +16,55 @@ use crate::verifier_log::VerifierLog;
 
 /// What is given up, in this order, until the kernel accepts the rest.
 const NOVELTIES: [(BtfFeatures, Loss); 7] = [
-    (BtfFeatures::QMARK_DATASEC, Loss { what: "BTF section names that begin with ?", since: "6.9" }),
-    (BtfFeatures::ENUM64, Loss { what: "64-bit enumerations in BTF", since: "6.0" }),
-    (BtfFeatures::TYPE_TAG, Loss { what: "type tags in BTF", since: "5.17" }),
-    (BtfFeatures::DECL_TAG, Loss { what: "declaration tags in BTF", since: "5.16" }),
-    (BtfFeatures::FLOAT, Loss { what: "floating-point types in BTF", since: "5.13" }),
-    (BtfFeatures::FUNC_GLOBAL, Loss { what: "separately verified global functions", since: "5.6" }),
-    (BtfFeatures::DATASEC, Loss { what: "types of global variables", since: "5.2" }),
+    (
+        BtfFeatures::QMARK_DATASEC,
+        Loss {
+            what: "BTF section names that begin with ?",
+            since: "6.9",
+        },
+    ),
+    (
+        BtfFeatures::ENUM64,
+        Loss {
+            what: "64-bit enumerations in BTF",
+            since: "6.0",
+        },
+    ),
+    (
+        BtfFeatures::TYPE_TAG,
+        Loss {
+            what: "type tags in BTF",
+            since: "5.17",
+        },
+    ),
+    (
+        BtfFeatures::DECL_TAG,
+        Loss {
+            what: "declaration tags in BTF",
+            since: "5.16",
+        },
+    ),
+    (
+        BtfFeatures::FLOAT,
+        Loss {
+            what: "floating-point types in BTF",
+            since: "5.13",
+        },
+    ),
+    (
+        BtfFeatures::FUNC_GLOBAL,
+        Loss {
+            what: "separately verified global functions",
+            since: "5.6",
+        },
+    ),
+    (
+        BtfFeatures::DATASEC,
+        Loss {
+            what: "types of global variables",
+            since: "5.2",
+        },
+    ),
 ];
 
 /// The features this kernel accepted last; a hint where to start.
@@ -32,10 +74,14 @@ static KNOWN: AtomicU32 = AtomicU32::new(u32::MAX);
 /// all (before 4.18). Also says what had to be left out.
 pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), LoadError> {
     let encode = |features| {
-        object.btf_for_kernel(features).map_err(|source| LoadError::Object { path: None, source })
+        object
+            .btf_for_kernel(features)
+            .map_err(|source| LoadError::Object { path: None, source })
     };
     let mut features = BtfFeatures::from_bits_truncate(KNOWN.load(Ordering::Relaxed));
-    let Some(mut bytes) = encode(features)? else { return Ok((None, Vec::new())) };
+    let Some(mut bytes) = encode(features)? else {
+        return Ok((None, Vec::new()));
+    };
     let first = match try_load(&bytes) {
         Ok(fd) => return Ok((Some(fd), losses(object, features)?)),
         Err(err) => err,
@@ -43,7 +89,11 @@ pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), Load
     let missing = cure::missing_capability(Need::Bpf);
     if missing.is_some() || first.errno().is_permission() {
         let cure = missing.or_else(|| cure::find(&first, Need::Bpf));
-        return Err(LoadError::Btf { source: first, log: VerifierLog::default(), cure });
+        return Err(LoadError::Btf {
+            source: first,
+            log: VerifierLog::default(),
+            cure,
+        });
     }
     let full = bytes.clone();
     for (feature, _) in NOVELTIES {
@@ -62,7 +112,15 @@ pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), Load
 }
 
 fn try_load(bytes: &[u8]) -> Result<OwnedFd, SysError> {
-    memlock::retry(|| sys::btf_load(&BtfLoad { btf: bytes, token: None }, None))
+    memlock::retry(|| {
+        sys::btf_load(
+            &BtfLoad {
+                btf: bytes,
+                token: None,
+            },
+            None,
+        )
+    })
 }
 
 /// What leaving out the missing features took from this object.
@@ -72,7 +130,9 @@ fn losses(object: &Object, features: BtfFeatures) -> Result<Vec<Loss>, LoadError
         return Ok(lost);
     }
     let encode = |features| {
-        object.btf_for_kernel(features).map_err(|source| LoadError::Object { path: None, source })
+        object
+            .btf_for_kernel(features)
+            .map_err(|source| LoadError::Object { path: None, source })
     };
     let full = encode(BtfFeatures::all())?;
     for (feature, loss) in NOVELTIES {
@@ -87,7 +147,13 @@ fn losses(object: &Object, features: BtfFeatures) -> Result<Vec<Loss>, LoadError
 fn explain(bytes: &[u8]) -> Result<(Option<OwnedFd>, Vec<Loss>), LoadError> {
     let mut buffer = vec![0; 64 * 1024];
     let mut log = Log::new(1, &mut buffer);
-    let source = match sys::btf_load(&BtfLoad { btf: bytes, token: None }, Some(&mut log)) {
+    let source = match sys::btf_load(
+        &BtfLoad {
+            btf: bytes,
+            token: None,
+        },
+        Some(&mut log),
+    ) {
         Ok(fd) => return Ok((Some(fd), Vec::new())),
         Err(err) => err,
     };
@@ -96,7 +162,10 @@ fn explain(bytes: &[u8]) -> Result<(Option<OwnedFd>, Vec<Loss>), LoadError> {
     // EINVAL without a word is what kernels before 4.18 answer.
     let log = VerifierLog::new(buffer, truncated);
     if log.is_empty() && source.is(ebpf_manager_sys::Errno::EINVAL) {
-        let loss = Loss { what: "type information of the object (BTF)", since: "4.18" };
+        let loss = Loss {
+            what: "type information of the object (BTF)",
+            since: "4.18",
+        };
         return Ok((None, vec![loss]));
     }
     let cure = cure::find(&source, Need::Bpf);

@@ -110,7 +110,9 @@ impl Program {
 
     /// The kernel's id of the program. Requires at least Linux 4.13.
     pub fn id(&self) -> Result<u32, ProgramError> {
-        sys::prog_info(self.fd.as_fd()).map(|info| info.id).map_err(|e| self.operation(e))
+        sys::prog_info(self.fd.as_fd())
+            .map(|info| info.id)
+            .map_err(|e| self.operation(e))
     }
 
     /// Runs the program on `data` without attaching it
@@ -136,7 +138,11 @@ impl Program {
     #[cold]
     fn operation(&self, source: SysError) -> ProgramError {
         let cure = cure::find(&source, need(self.program_type));
-        ProgramError::Operation { program: self.name.clone(), source, cure }
+        ProgramError::Operation {
+            program: self.name.clone(),
+            source,
+            cure,
+        }
     }
 
     /// Loads a linked program whose fixups are done.
@@ -160,20 +166,26 @@ impl Program {
             ..ProgLoad::default()
         };
         if debug {
-            load.func_info =
-                Records { bytes: &linked.func_info, rec_size: linked.func_info_rec_size };
-            load.line_info =
-                Records { bytes: &linked.line_info, rec_size: linked.line_info_rec_size };
+            load.func_info = Records {
+                bytes: &linked.func_info,
+                rec_size: linked.func_info_rec_size,
+            };
+            load.line_info = Records {
+                bytes: &linked.line_info,
+                rec_size: linked.line_info_rec_size,
+            };
         }
         let mut lost = Vec::new();
         let fd = match memlock::retry(|| sys::prog_load(&load, None)) {
             Ok(fd) => fd,
             Err(first) => match explain(&load, first, context.log_limit) {
                 Ok(fd) => fd,
-                Err((source, log)) => match without_novelties(&mut load, &source, &log, &mut lost) {
-                    Some(fd) => fd,
-                    None => return Err(rejected(spec, linked, linker, source, log, core)),
-                },
+                Err((source, log)) => {
+                    match without_novelties(&mut load, &source, &log, &mut lost) {
+                        Some(fd) => fd,
+                        None => return Err(rejected(spec, linked, linker, source, log, core)),
+                    }
+                }
             },
         };
         Ok(Program {
@@ -242,7 +254,11 @@ fn explain(
         // ENOSPC: the log did not fit, and the verdict is hidden behind that.
         let full = source.is(Errno::ENOSPC) || wanted.is_some_and(|w| w > size);
         if !full || size >= limit {
-            let source = if source.is(Errno::ENOSPC) { first } else { source };
+            let source = if source.is(Errno::ENOSPC) {
+                first
+            } else {
+                source
+            };
             return Err((source, VerifierLog::new(buffer, full)));
         }
         size = wanted.unwrap_or(size * 4).clamp(size * 2, limit);
@@ -272,15 +288,24 @@ fn degrade(load: &mut ProgLoad<'_>) -> Option<Loss> {
     if load.btf.take().is_some() {
         load.func_info = Records::default();
         load.line_info = Records::default();
-        return Some(Loss { what: "function and line information", since: "5.0" });
+        return Some(Loss {
+            what: "function and line information",
+            since: "5.0",
+        });
     }
     if load.expected_attach_type != AttachType::default() {
         load.expected_attach_type = AttachType::default();
-        return Some(Loss { what: "expected attach type", since: "4.17" });
+        return Some(Loss {
+            what: "expected attach type",
+            since: "4.17",
+        });
     }
     if !load.name.is_empty() {
         load.name = "";
-        return Some(Loss { what: "the program's name", since: "4.15" });
+        return Some(Loss {
+            what: "the program's name",
+            since: "4.15",
+        });
     }
     None
 }
@@ -338,6 +363,9 @@ pub(crate) fn source_line(
         line: line.line,
         column: line.column,
         text: btf.name(line.line_off).trim().to_owned(),
-        function: linker.function_name(linked, function).unwrap_or_default().to_owned(),
+        function: linker
+            .function_name(linked, function)
+            .unwrap_or_default()
+            .to_owned(),
     })
 }

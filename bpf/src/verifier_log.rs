@@ -26,7 +26,11 @@ pub struct SourceLine {
 
 impl fmt::Display for SourceLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{} in {}: {}", self.file, self.line, self.function, self.text)
+        write!(
+            f,
+            "{}:{} in {}: {}",
+            self.file, self.line, self.function, self.text
+        )
     }
 }
 
@@ -66,9 +70,7 @@ impl VerifierLog {
     /// The line that says why: the last one that is neither a statistic nor a
     /// trace of an instruction.
     pub fn summary(&self) -> Option<&str> {
-        let telling = |line: &&str| {
-            !line.is_empty() && !is_statistic(line) && !is_annotation(line)
-        };
+        let telling = |line: &&str| !line.is_empty() && !is_statistic(line) && !is_annotation(line);
         let mut lines = self.text.lines().rev().map(str::trim).filter(telling);
         let last = lines.clone().next();
         lines.find(|line| insn_index(line).is_none()).or(last)
@@ -76,8 +78,11 @@ impl VerifierLog {
 
     /// The last `count` lines before the statistics.
     pub fn tail(&self, count: usize) -> impl Iterator<Item = &str> {
-        let lines: Vec<&str> =
-            self.text.lines().filter(|l| !l.trim().is_empty() && !is_statistic(l)).collect();
+        let lines: Vec<&str> = self
+            .text
+            .lines()
+            .filter(|l| !l.trim().is_empty() && !is_statistic(l))
+            .collect();
         let skip = lines.len().saturating_sub(count);
         lines.into_iter().skip(skip)
     }
@@ -92,7 +97,9 @@ impl VerifierLog {
     pub fn unknown_function(&self) -> Option<u32> {
         let start = self.text.rfind(UNKNOWN_FUNC)? + UNKNOWN_FUNC.len();
         let digits = self.text.get(start..)?;
-        let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+        let end = digits
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(digits.len());
         digits.get(..end)?.parse().ok()
     }
 }
@@ -140,7 +147,12 @@ impl fmt::Display for VerifierLog {
 
 impl fmt::Debug for VerifierLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VerifierLog({} bytes, {:?})", self.text.len(), self.summary().unwrap_or(""))
+        write!(
+            f,
+            "VerifierLog({} bytes, {:?})",
+            self.text.len(),
+            self.summary().unwrap_or("")
+        )
     }
 }
 

@@ -183,6 +183,14 @@ impl<'o> Linker<'o> {
         self.btf.as_ref()
     }
 
+    /// Every CO-RE relocation of the object, whichever program it is in.
+    pub fn core_relos(&self) -> impl Iterator<Item = CoreRelo> + '_ {
+        self.blocks
+            .iter()
+            .filter_map(|b| b.core)
+            .flat_map(|block| block.core_relos())
+    }
+
     /// Links `program` into `out`, which is cleared first.
     ///
     /// # Errors

@@ -22,12 +22,18 @@ struct Facts<'o> {
 
 impl ObjectFacts for Facts<'_> {
     fn section_size(&self, section: &str) -> Option<u32> {
-        let at = self.sections.binary_search_by_key(&section, |(name, _)| name).ok()?;
+        let at = self
+            .sections
+            .binary_search_by_key(&section, |(name, _)| name)
+            .ok()?;
         Some(self.sections.get(at)?.1)
     }
 
     fn variable(&self, _section: &str, name: &str) -> Option<VarFact> {
-        let at = self.variables.binary_search_by_key(&name, |(name, _)| name).ok()?;
+        let at = self
+            .variables
+            .binary_search_by_key(&name, |(name, _)| name)
+            .ok()?;
         Some(self.variables.get(at)?.1)
     }
 }
@@ -40,8 +46,13 @@ impl Object {
     /// [`ObjectError::Btf`] if a data section in BTF has no counterpart in the
     /// object.
     pub fn btf_for_kernel(&self, features: BtfFeatures) -> Result<Option<Vec<u8>>, ObjectError> {
-        let Some(btf) = self.btf() else { return Ok(None) };
-        let fault = |source| ObjectError::Btf { section: ".BTF", source };
+        let Some(btf) = self.btf() else {
+            return Ok(None);
+        };
+        let fault = |source| ObjectError::Btf {
+            section: ".BTF",
+            source,
+        };
         let mut builder = BtfBuilder::copy_of(&btf);
         builder.fill_datasecs(&self.facts()).map_err(fault)?;
         if self.functions.iter().any(|f| f.hidden) {
@@ -87,8 +98,7 @@ impl Object {
             if let (Ok(name), Ok(offset)) =
                 (std::str::from_utf8(name), u32::try_from(symbol.st_value(E)))
             {
-                let hidden =
-                    matches!(symbol.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL);
+                let hidden = matches!(symbol.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL);
                 facts.variables.push((name, VarFact { offset, hidden }));
             }
         }

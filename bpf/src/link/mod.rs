@@ -81,7 +81,10 @@ impl Link {
         match &self.inner {
             Inner::Bpf(link) | Inner::PerfLink { link, .. } => sys::link_info(link.as_fd())
                 .map(|info| Some(info.id))
-                .map_err(|source| LinkError::Operation { target: self.target.clone(), source }),
+                .map_err(|source| LinkError::Operation {
+                    target: self.target.clone(),
+                    source,
+                }),
             Inner::PerfEvent(_) => Ok(None),
         }
     }
@@ -94,9 +97,12 @@ impl Link {
     pub fn detach(self) -> Result<(), LinkError> {
         match self.inner {
             Inner::Bpf(_) => Ok(()),
-            Inner::PerfLink { event, .. } | Inner::PerfEvent(event) => event
-                .disable()
-                .map_err(|source| LinkError::Detach { target: self.target, source }),
+            Inner::PerfLink { event, .. } | Inner::PerfEvent(event) => {
+                event.disable().map_err(|source| LinkError::Detach {
+                    target: self.target,
+                    source,
+                })
+            }
         }
     }
 

@@ -58,7 +58,10 @@ impl Link {
         expect_type(
             program,
             "raw tracepoint",
-            &[ProgramType::RAW_TRACEPOINT, ProgramType::RAW_TRACEPOINT_WRITABLE],
+            &[
+                ProgramType::RAW_TRACEPOINT,
+                ProgramType::RAW_TRACEPOINT_WRITABLE,
+            ],
         )?;
         let target = format!("raw tracepoint {name}");
         let no_target = |source: SysError| LinkError::NoTarget {
@@ -67,9 +70,8 @@ impl Link {
             source,
             cure: None,
         };
-        let c_name = CString::new(name).map_err(|_| {
-            no_target(SysError::new("bpf(BPF_RAW_TRACEPOINT_OPEN)", Errno::ENOENT))
-        })?;
+        let c_name = CString::new(name)
+            .map_err(|_| no_target(SysError::new("bpf(BPF_RAW_TRACEPOINT_OPEN)", Errno::ENOENT)))?;
         match sys::raw_tracepoint_open(Some(&c_name), program.as_fd(), 0) {
             Ok(fd) => Ok(Link {
                 target,
@@ -99,7 +101,9 @@ pub(super) fn on_perf_event(
     let by_link = match sys::link_create(&create) {
         Ok(link) => {
             // An event starts counting, and its programs running, when enabled.
-            event.enable().map_err(|e| failed(&target, vec![("perf event enable", e)]))?;
+            event
+                .enable()
+                .map_err(|e| failed(&target, vec![("perf event enable", e)]))?;
             return Ok(Link {
                 target,
                 mechanism: Mechanism::PerfEventLink,
@@ -119,16 +123,23 @@ pub(super) fn on_perf_event(
             mechanism: Mechanism::PerfEventIoctl,
             inner: Inner::PerfEvent(event),
         }),
-        Err(err) => {
-            Err(failed(&target, vec![("perf event link", by_link), ("perf event ioctl", err)]))
-        }
+        Err(err) => Err(failed(
+            &target,
+            vec![("perf event link", by_link), ("perf event ioctl", err)],
+        )),
     }
 }
 
 #[cold]
 fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> LinkError {
-    let cure = tried.last().and_then(|(_, err)| cure::find(err, Need::Tracing));
-    LinkError::Attach { target: target.to_owned(), tried, cure }
+    let cure = tried
+        .last()
+        .and_then(|(_, err)| cure::find(err, Need::Tracing));
+    LinkError::Attach {
+        target: target.to_owned(),
+        tried,
+        cure,
+    }
 }
 
 fn expect_type(
@@ -138,9 +149,11 @@ fn expect_type(
 ) -> Result<(), LinkError> {
     let found = program.program_type();
     match expected.first() {
-        Some(&first) if !expected.contains(&found) => {
-            Err(LinkError::WrongType { hook, expected: first, found })
-        }
+        Some(&first) if !expected.contains(&found) => Err(LinkError::WrongType {
+            hook,
+            expected: first,
+            found,
+        }),
         _ => Ok(()),
     }
 }

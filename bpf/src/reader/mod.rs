@@ -35,7 +35,11 @@ impl Waiter {
         let epoll = Epoll::new()?;
         let waker = Waker::new()?;
         epoll.add(waker.as_fd(), WAKER, Interest::READABLE)?;
-        Ok(Waiter { epoll, waker, events: [Event::EMPTY; 16] })
+        Ok(Waiter {
+            epoll,
+            waker,
+            events: [Event::EMPTY; 16],
+        })
     }
 
     /// A handle for other threads to end a wait.
@@ -54,8 +58,15 @@ impl Waiter {
         // Edge-triggered: a level-triggered wait would spin while a program
         // has reserved a record and not yet committed it.
         self.epoll
-            .add(reader.as_fd(), token.into(), Interest::READABLE | Interest::EDGE)
-            .map_err(|source| ReaderError::Kernel { map: reader.name().to_owned(), source })
+            .add(
+                reader.as_fd(),
+                token.into(),
+                Interest::READABLE | Interest::EDGE,
+            )
+            .map_err(|source| ReaderError::Kernel {
+                map: reader.name().to_owned(),
+                source,
+            })
     }
 
     /// Waits until a reader has something, the waker is called or `timeout`

@@ -38,11 +38,15 @@ impl RingBufferReader {
                 found: map.map_type(),
             });
         }
-        let fail = |source| ReaderError::Kernel { map: map.name().to_owned(), source };
+        let fail = |source| ReaderError::Kernel {
+            map: map.name().to_owned(),
+            source,
+        };
         let map = map.try_clone().map_err(|err| match err {
             MapError::Access { source, .. } => fail(source),
             other => fail(
-                SysError::new("fcntl(F_DUPFD_CLOEXEC)", Errno::EMFILE).with_detail(other.to_string()),
+                SysError::new("fcntl(F_DUPFD_CLOEXEC)", Errno::EMFILE)
+                    .with_detail(other.to_string()),
             ),
         })?;
         let ring = RingBuffer::new(map.as_fd()).map_err(fail)?;
@@ -76,7 +80,9 @@ impl RingBufferReader {
         max: usize,
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<usize, ReaderError> {
-        self.ring.drain(max, &mut each).map_err(|err| corrupt(self.map.name(), &err))
+        self.ring
+            .drain(max, &mut each)
+            .map_err(|err| corrupt(self.map.name(), &err))
     }
 }
 
