@@ -5,8 +5,9 @@
 //! kernel will read or write, and no address outlives the call it is passed
 //! to.
 //!
-//! All commands but those of the elements of a map need `CAP_BPF` (5.8) or
-//! `CAP_SYS_ADMIN`; they fail with `EPERM` without it.
+//! Creating and loading need `CAP_BPF` (5.8), with `CAP_PERFMON` or
+//! `CAP_NET_ADMIN` for most kinds of program, or else `CAP_SYS_ADMIN`. Without
+//! the privilege they fail with `EPERM`.
 
 mod btf;
 mod info;

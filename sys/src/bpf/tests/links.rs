@@ -91,7 +91,7 @@ fn raw_tracepoints() {
             LinkDetail::RawTracepoint(detail) if detail.cookie != 0 => {
                 assert_eq!(detail.cookie, 0x1234_5678_9abc_def0);
             }
-            _ => skip(TEST, "cookie in the answer needs Linux 6.17"),
+            _ => skip_before(TEST, (6, 17)),
         },
         Err(err) => skip(TEST, err),
     }
@@ -407,7 +407,7 @@ fn perf_events() {
             assert_eq!((perf_type, config), (1, 9));
             assert!([0, 77].contains(&cookie), "told since Linux 6.9");
         }
-        LinkDetail::None => skip("perf_events", "details need Linux 6.6"),
+        LinkDetail::None => skip_before("perf_events", (6, 6)),
         other => panic!("{other:?}"),
     }
     assert!(link_name(link.as_fd()).unwrap().is_none());
@@ -466,7 +466,7 @@ fn many_user_places() {
         panic!("not uprobe_multi");
     };
     if detail.count == 0 {
-        return skip("many_user_places", "details need Linux 6.8");
+        return skip_before("many_user_places", (6, 8));
     }
     assert_eq!((detail.count, detail.pid), (1, std::process::id()));
     assert_eq!(link_name(link.as_fd()).unwrap().unwrap(), *exe);

@@ -17,6 +17,15 @@ fn skip(test: &str, reason: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
 }
 
+/// Skips what only kernels from `since` on tell; this one must be older.
+fn skip_before(test: &str, since: (u32, u32)) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse().ok());
+    let this = (numbers.next().unwrap(), numbers.next().unwrap());
+    assert!(this < since, "{test}: Linux {release} tells this");
+    skip(test, format_args!("needs Linux {}.{}", since.0, since.1));
+}
+
 /// Unwraps the answer of a command, or skips the test that asked where the
 /// privilege or the kernel's support is missing.
 macro_rules! require {
