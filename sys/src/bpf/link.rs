@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::{Relative, Target, bpf, bpf_fd, invalid, len32, num, num_or_none};
 use crate::Result;
-use crate::abi::attr::{self, Ptr};
+use crate::abi::attr::{self, LinkExtra, Ptr};
 use crate::abi::bpf::{AttachFlags, AttachType, CgroupIterOrder, Command};
 use crate::abi::pod::bytes_of;
 
@@ -136,6 +136,9 @@ pub enum IterTarget<'a> {
 /// is set that it does not know.
 pub fn link_create(create: &LinkCreate<'_>) -> Result<OwnedFd> {
     const COMMAND: Command = Command::LINK_CREATE;
+    if !fits(create.attach_type, &create.options) {
+        return Err(invalid(COMMAND, "options of another kind of link"));
+    }
     let names: Vec<*const c_char>;
     let iter_map: attr::IterMap;
     let iter_cgroup: attr::IterCgroup;
@@ -147,9 +150,9 @@ pub fn link_create(create: &LinkCreate<'_>) -> Result<OwnedFd> {
         flags: create.flags,
         ..Default::default()
     };
-    match create.options {
-        LinkOptions::None => {}
-        LinkOptions::TargetBtfId(id) => attr.extra.target_btf_id = id,
+    attr.extra = match create.options {
+        LinkOptions::None => LinkExtra::default(),
+        LinkOptions::TargetBtfId(id) => LinkExtra::target_btf_id(id),
         LinkOptions::Iter(target) => {
             let info = match target {
                 IterTarget::All => &[],
@@ -178,23 +181,21 @@ pub fn link_create(create: &LinkCreate<'_>) -> Result<OwnedFd> {
                     bytes_of(&iter_task)
                 }
             };
-            attr.extra.iter = attr::LinkIter {
+            LinkExtra::iter(attr::LinkIter {
                 iter_info: Ptr::of(info),
                 iter_info_len: info.len() as u32,
                 ..Default::default()
-            };
+            })
         }
-        LinkOptions::PerfEvent { cookie } => attr.extra.perf_event_cookie = cookie,
+        LinkOptions::PerfEvent { cookie } => LinkExtra::perf_event_cookie(cookie),
         LinkOptions::Tracing {
             target_btf_id,
             cookie,
-        } => {
-            attr.extra.tracing = attr::LinkTracing {
-                target_btf_id,
-                cookie,
-                ..Default::default()
-            };
-        }
+        } => LinkExtra::tracing(attr::LinkTracing {
+            target_btf_id,
+            cookie,
+            ..Default::default()
+        }),
         LinkOptions::KprobeMulti {
             symbols,
             cookies,
@@ -207,13 +208,13 @@ pub fn link_create(create: &LinkCreate<'_>) -> Result<OwnedFd> {
                 }
                 KprobeSymbols::Addresses(list) => (Ptr::NULL, Ptr::of(list), list.len()),
             };
-            attr.extra.kprobe_multi = attr::LinkKprobeMulti {
+            LinkExtra::kprobe_multi(attr::LinkKprobeMulti {
                 flags,
                 cnt: len32(COMMAND, count)?,
                 syms,
                 addrs,
                 cookies: per_place(cookies, count)?,
-            };
+            })
         }
         LinkOptions::UprobeMulti {
             path,
@@ -222,47 +223,59 @@ pub fn link_create(create: &LinkCreate<'_>) -> Result<OwnedFd> {
             cookies,
             flags,
             pid,
-        } => {
-            attr.extra.uprobe_multi = attr::LinkUprobeMulti {
-                path: Ptr::of_str(path),
-                offsets: Ptr::of(offsets),
-                ref_ctr_offsets: per_place(ref_ctr_offsets, offsets.len())?,
-                cookies: per_place(cookies, offsets.len())?,
-                cnt: len32(COMMAND, offsets.len())?,
-                flags,
-                pid,
-                ..Default::default()
-            };
-        }
+        } => LinkExtra::uprobe_multi(attr::LinkUprobeMulti {
+            path: Ptr::of_str(path),
+            offsets: Ptr::of(offsets),
+            ref_ctr_offsets: per_place(ref_ctr_offsets, offsets.len())?,
+            cookies: per_place(cookies, offsets.len())?,
+            cnt: len32(COMMAND, offsets.len())?,
+            flags,
+            pid,
+            ..Default::default()
+        }),
         LinkOptions::Netfilter {
             family,
             hook,
             priority,
             flags,
-        } => {
-            attr.extra.netfilter = attr::LinkNetfilter {
-                pf: family,
-                hooknum: hook,
-                priority,
-                flags,
-            };
-        }
+        } => LinkExtra::netfilter(attr::LinkNetfilter {
+            pf: family,
+            hooknum: hook,
+            priority,
+            flags,
+        }),
         LinkOptions::Order {
             relative,
             expected_revision,
         } => {
             let (value, flags) = Relative::value(relative);
             attr.flags |= flags.bits();
-            attr.extra.order = attr::LinkOrder {
+            LinkExtra::order(attr::LinkOrder {
                 relative_fd_or_id: value,
                 expected_revision,
                 ..Default::default()
-            };
+            })
         }
-    }
+    };
     // SAFETY: each count was taken from the list it counts, optional lists are
     // null or as long, strings are terminated, and the kernel only reads.
     unsafe { bpf_fd(COMMAND, &mut attr) }
+}
+
+/// Whether a hook whose options hold addresses gets its own options, or none.
+/// The kernel goes by the hook and would take other options for addresses.
+fn fits(attach_type: AttachType, options: &LinkOptions<'_>) -> bool {
+    matches!(options, LinkOptions::None)
+        || match attach_type {
+            AttachType::TRACE_ITER => matches!(options, LinkOptions::Iter(_)),
+            AttachType::TRACE_KPROBE_MULTI | AttachType::TRACE_KPROBE_SESSION => {
+                matches!(options, LinkOptions::KprobeMulti { .. })
+            }
+            AttachType::TRACE_UPROBE_MULTI | AttachType::TRACE_UPROBE_SESSION => {
+                matches!(options, LinkOptions::UprobeMulti { .. })
+            }
+            _ => true,
+        }
 }
 
 /// A list with one value for each of `count` places, or none.

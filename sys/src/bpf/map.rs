@@ -99,7 +99,7 @@ pub fn map_create(create: &MapCreate<'_>) -> Result<MapFd> {
 
 /// Bytes a value takes in a buffer of user space; `None` for a kind of map
 /// this crate does not know, whose values may take any number.
-fn buffer_value_size(map_type: MapType, value_size: u32) -> Result<Option<usize>> {
+pub(super) fn buffer_value_size(map_type: MapType, value_size: u32) -> Result<Option<usize>> {
     let size = value_size as usize;
     Ok(match map_type {
         MapType::PERCPU_HASH

@@ -5,8 +5,9 @@
 //! kernel will read or write, and no address outlives the call it is passed
 //! to.
 //!
-//! All commands but those of the elements of a map need `CAP_BPF` (5.8) or
-//! `CAP_SYS_ADMIN`; they fail with `EPERM` without it.
+//! Creating and loading need `CAP_BPF` (5.8), with `CAP_PERFMON` or
+//! `CAP_NET_ADMIN` for most kinds of program, or else `CAP_SYS_ADMIN`. Without
+//! the privilege they fail with `EPERM`.
 
 mod btf;
 mod info;
@@ -43,7 +44,7 @@ use crate::abi::bpf::{Command, OBJ_NAME_LEN};
 use crate::errno::{Errno, SysError, retry_eintr};
 use crate::fd;
 
-/// Runs once; the number of attempts libbpf settled on too.
+/// Attempts at a command that a signal keeps interrupting. libbpf's number.
 const EAGAIN_ATTEMPTS: u32 = 5;
 
 /// Name of `command` in errors.
@@ -85,16 +86,24 @@ unsafe fn bpf_bytes(command: Command, attr: &mut [u8], min_len: usize) -> Result
 }
 
 /// [`bpf`] for the commands that give up with `EAGAIN` when a signal is
-/// pending: program load and test run. Tries a bounded number of times.
+/// pending: program load and test run.
 ///
 /// # Safety
 /// As for [`bpf`].
 unsafe fn bpf_again<A: Attr>(command: Command, attr: &mut A) -> Result<i64> {
+    let attr = attr.bytes_mut();
+    again(|| {
+        // SAFETY: passed on from the caller.
+        unsafe { bpf_bytes(command, attr, A::MIN_LEN) }
+    })
+}
+
+/// Calls again after `EAGAIN`, a bounded number of times.
+fn again(mut call: impl FnMut() -> Result<i64>) -> Result<i64> {
     let mut left = EAGAIN_ATTEMPTS;
     loop {
         left -= 1;
-        // SAFETY: passed on from the caller.
-        match unsafe { bpf(command, attr) } {
+        match call() {
             Err(err) if left > 0 && err.is(Errno::EAGAIN) => {}
             result => return result,
         }
@@ -173,3 +182,6 @@ fn count_cpus(list: &str) -> Option<usize> {
     }
     Some(count)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use crate::abi::insn::{CALL, Insn, pseudo};
 use crate::errno::{Errno, SysError};
 use crate::fd;
 
-/// Largest log every kernel since 5.2 takes; before, 16 MiB less one.
+/// Largest log any kernel takes; a longer buffer is used in part.
 const LOG_SIZE_MAX: usize = (u32::MAX >> 2) as usize;
 
 /// Where the kernel explains itself: the caller's memory and, after the call,
@@ -27,9 +27,9 @@ impl<'a> Log<'a> {
     /// A log of `level`, a combination from [`log_level`](crate::abi::bpf::log_level); level 0 asks for no
     /// log and leaves `buf` empty.
     ///
-    /// Kernels before 6.1 refuse (`EINVAL`) a buffer below 128 bytes, those
-    /// before 5.2 one of 16 MiB or more. From 6.4 on an empty buffer asks for
-    /// the size alone.
+    /// Kernels before 6.4 refuse (`EINVAL`) a buffer below 128 bytes, those
+    /// before 5.2, and for BTF before 5.17, one of 16 MiB or more. From 6.4 on
+    /// an empty buffer asks for the size alone.
     pub fn new(level: u32, buf: &'a mut [u8]) -> Log<'a> {
         Log {
             buf,

@@ -4,7 +4,7 @@
 //! insists that everything behind that member's last field is zero. Fields a
 //! kernel does not know are unknown bytes to it, refused with `E2BIG` unless
 //! zero, so a structure starts from [`Default`] (all zero) and is passed only
-//! as far as [`used_len`] says.
+//! through the last field in use.
 //!
 //! Descriptor fields are 0 for "none". Source: `union bpf_attr` of Linux 6.12;
 //! later additions are named where they occur.
@@ -14,7 +14,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
-use super::bpf::{AttachType, CgroupIterOrder, MapType, ProgramType, StatsType, TaskFdType};
+use super::bpf::{AttachType, MapType, ProgramType, StatsType, TaskFdType};
 use super::pod::Pod;
 
 /// Address of memory that the kernel reads during the call.
@@ -97,8 +97,8 @@ impl fmt::Debug for PtrMut<'_> {
 ///
 /// # Safety
 /// The type must be `repr(C)` and consist of initialised bytes only: no
-/// padding, and unions whose every byte is written.
-pub unsafe trait Attr {
+/// padding, and every bit pattern valid.
+pub(crate) unsafe trait Attr {
     /// Bytes always passed: what the first kernel with the command read, or,
     /// where a kernel answers only if the field is inside the size passed
     /// (`log_true_size`), through that field.
@@ -111,9 +111,9 @@ pub unsafe trait Attr {
     {
         let len = size_of::<Self>();
         let start = std::ptr::from_mut(self).cast::<u8>();
-        // SAFETY: implementors have no padding, so `self` is `len` initialised
-        // bytes; every field accepts every bit pattern; the exclusive borrow
-        // is carried over to the result.
+        // SAFETY: implementors have no padding and accept every bit pattern,
+        // so `self` is `len` initialised bytes that may be overwritten with
+        // anything; the exclusive borrow is carried over to the result.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 }
@@ -122,7 +122,7 @@ pub unsafe trait Attr {
 /// is set, at least `min`, in whole 8-byte units unless the structure ends.
 ///
 /// An older kernel then sees no field it lacks, unless the caller set one.
-pub fn used_len(bytes: &[u8], min: usize) -> usize {
+pub(crate) fn used_len(bytes: &[u8], min: usize) -> usize {
     let set = bytes
         .iter()
         .rposition(|&b| b != 0)
@@ -138,13 +138,22 @@ macro_rules! attr {
             $name $(<$lt>)? = $size { $($body)* }
         }
 
-        // SAFETY: `layout!` proved that the fields fill the structure, and
-        // each is an integer or made of integers.
+        // SAFETY: `layout!` proved that the fields fill the structure; each is
+        // an integer, made of integers, or a `LinkExtra`, whose bytes are all
+        // initialised.
         unsafe impl $(<$lt>)? Attr for $name $(<$lt>)? {
             const MIN_LEN: usize = $min;
         }
     };
 }
+
+mod link;
+
+pub use link::{
+    IterCgroup, IterCreate, IterMap, IterTask, LinkCreate, LinkDetach, LinkExtra, LinkIter,
+    LinkKprobeMulti, LinkNetfilter, LinkOrder, LinkTracing, LinkUpdate, LinkUprobeMulti,
+    RawTracepointOpen,
+};
 
 attr! {
     /// `BPF_MAP_CREATE`. Linux 3.18.
@@ -398,17 +407,6 @@ attr! {
 }
 
 attr! {
-    /// `BPF_RAW_TRACEPOINT_OPEN`. Linux 4.17.
-    RawTracepointOpen<'a> = 24, min 16 {
-        0 name: Ptr<'a>,
-        8 prog_fd: u32,
-        12 pad: u32,
-        /// Linux 6.10.
-        16 cookie: u64,
-    }
-}
-
-attr! {
     /// `BPF_BTF_LOAD`. Linux 4.18.
     BtfLoad<'a> = 40, min 32 {
         0 btf: Ptr<'a>,
@@ -441,181 +439,9 @@ attr! {
 }
 
 attr! {
-    /// `BPF_LINK_CREATE`. Linux 5.7.
-    LinkCreate<'a> = 64, min 16 {
-        /// The program, or for struct_ops (6.4) the map.
-        0 prog_or_map_fd: u32,
-        4 target_fd_or_ifindex: u32,
-        8 attach_type: AttachType,
-        12 flags: u32,
-        16 extra: LinkExtra<'a>,
-    }
-}
-
-/// What [`LinkCreate`] carries besides the common fields, by kind of link.
-///
-/// Starts from [`Default`], which writes every byte; a member written over it
-/// leaves the bytes behind itself zero.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub union LinkExtra<'a> {
-    /// All bytes.
-    pub raw: [u64; 6],
-    /// freplace and tracing without a cookie. Linux 5.10.
-    pub target_btf_id: u32,
-    /// Iterators. Linux 5.8.
-    pub iter: LinkIter<'a>,
-    /// `bpf_cookie` of a perf event. Linux 5.15.
-    pub perf_event_cookie: u64,
-    /// Many kernel functions. Linux 5.18.
-    pub kprobe_multi: LinkKprobeMulti<'a>,
-    /// fentry, fexit, LSM and the like. Linux 5.19.
-    pub tracing: LinkTracing,
-    /// Netfilter hooks. Linux 6.4.
-    pub netfilter: LinkNetfilter,
-    /// Many places of a user binary. Linux 6.6.
-    pub uprobe_multi: LinkUprobeMulti<'a>,
-    /// Position among other programs: tcx (6.6), netkit (6.7), cgroup (6.17).
-    pub order: LinkOrder,
-}
-
-const _: () = assert!(size_of::<LinkExtra<'_>>() == 48);
-const _: () = assert!(align_of::<LinkExtra<'_>>() == 8);
-
-impl Default for LinkExtra<'_> {
-    fn default() -> Self {
-        LinkExtra { raw: [0; 6] }
-    }
-}
-
-impl fmt::Debug for LinkExtra<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LinkExtra")
-    }
-}
-
-layout! {
-    /// `link_create.iter_info`.
-    #[derive(Clone, Copy, Debug, Default)]
-    LinkIter<'a> = 16 {
-        0 iter_info: Ptr<'a>,
-        8 iter_info_len: u32,
-        12 pad: u32,
-    }
-}
-
-layout! {
-    /// `link_create.kprobe_multi`.
-    #[derive(Clone, Copy, Debug, Default)]
-    LinkKprobeMulti<'a> = 32 {
-        0 flags: u32,
-        4 cnt: u32,
-        8 syms: Ptr<'a>,
-        16 addrs: Ptr<'a>,
-        24 cookies: Ptr<'a>,
-    }
-}
-
-layout! {
-    /// `link_create.tracing`.
-    #[derive(Clone, Copy, Debug, Default)]
-    LinkTracing = 16 {
-        0 target_btf_id: u32,
-        4 pad: u32,
-        8 cookie: u64,
-    }
-}
-
-layout! {
-    /// `link_create.netfilter`.
-    #[derive(Clone, Copy, Debug, Default)]
-    LinkNetfilter = 16 {
-        0 pf: u32,
-        4 hooknum: u32,
-        8 priority: i32,
-        12 flags: u32,
-    }
-}
-
-layout! {
-    /// `link_create.uprobe_multi`.
-    #[derive(Clone, Copy, Debug, Default)]
-    LinkUprobeMulti<'a> = 48 {
-        0 path: Ptr<'a>,
-        8 offsets: Ptr<'a>,
-        16 ref_ctr_offsets: Ptr<'a>,
-        24 cookies: Ptr<'a>,
-        32 cnt: u32,
-        36 flags: u32,
-        40 pid: u32,
-        44 pad: u32,
-    }
-}
-
-layout! {
-    /// `link_create.tcx`, `link_create.netkit` and `link_create.cgroup`.
-    #[derive(Clone, Copy, Debug, Default)]
-    LinkOrder = 16 {
-        0 relative_fd_or_id: u32,
-        4 pad: u32,
-        8 expected_revision: u64,
-    }
-}
-
-record! {
-    /// `bpf_iter_link_info.map`. Linux 5.9.
-    IterMap = 4 {
-        0 map_fd: u32,
-    }
-}
-
-record! {
-    /// `bpf_iter_link_info.cgroup`. Linux 6.1.
-    IterCgroup = 16 {
-        0 order: CgroupIterOrder,
-        4 cgroup_fd: u32,
-        8 cgroup_id: u64,
-    }
-}
-
-record! {
-    /// `bpf_iter_link_info.task`. Linux 6.1.
-    IterTask = 12 {
-        0 tid: u32,
-        4 pid: u32,
-        8 pid_fd: u32,
-    }
-}
-
-attr! {
-    /// `BPF_LINK_UPDATE`. Linux 5.7; maps since 6.4.
-    LinkUpdate = 16, min 16 {
-        0 link_fd: u32,
-        4 new_prog_or_map_fd: u32,
-        8 flags: u32,
-        12 old_prog_or_map_fd: u32,
-    }
-}
-
-attr! {
-    /// `BPF_LINK_DETACH`. Linux 5.9.
-    LinkDetach = 4, min 4 {
-        0 link_fd: u32,
-    }
-}
-
-attr! {
     /// `BPF_ENABLE_STATS`. Linux 5.8.
     EnableStats = 4, min 4 {
         0 stats_type: StatsType,
-    }
-}
-
-attr! {
-    /// `BPF_ITER_CREATE`. Linux 5.8.
-    IterCreate = 8, min 8 {
-        0 link_fd: u32,
-        4 flags: u32,
     }
 }
 
@@ -671,18 +497,5 @@ mod tests {
         assert_eq!(format!("{:?}", Ptr::of_fds(&[])), "0x0");
         assert_eq!(format!("{:?}", Ptr::of_str_array(&[])), "0x0");
         assert_ne!(format!("{:?}", Ptr::of_str(c"")), "0x0");
-    }
-
-    #[test]
-    fn union_members_leave_the_rest_zero() {
-        let mut attr = LinkCreate::default();
-        attr.extra.target_btf_id = u32::MAX;
-        assert_eq!(used_len(attr.bytes_mut(), LinkCreate::MIN_LEN), 24);
-        attr.extra.uprobe_multi = LinkUprobeMulti {
-            pid: 1,
-            ..LinkUprobeMulti::default()
-        };
-        assert_eq!(used_len(attr.bytes_mut(), LinkCreate::MIN_LEN), 64);
-        assert_eq!(&attr.bytes_mut()[16..24], [0; 8]);
     }
 }
