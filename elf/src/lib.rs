@@ -7,4 +7,5 @@
 #![forbid(unsafe_code)]
 
 pub mod btf;
+pub mod core_relo;
 mod cursor;
