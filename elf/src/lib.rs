@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod btf;
+pub mod core_relo;
 mod cursor;
 mod error;
 mod image;

@@ -138,17 +138,7 @@ impl<'n> NameQuery<'n> {
         kind: Kind,
         hits: &mut Vec<NameHit>,
     ) {
-        let mut holder = btf;
-        while name_off < holder.first_str {
-            match holder.base {
-                Some(base) => holder = base,
-                None => return,
-            }
-        }
-        let start = (name_off - holder.first_str) as usize;
-        let Some(rest) = holder.strings.get(start..) else {
-            return;
-        };
+        let rest = btf.strings_from(name_off);
         let first = match rest.first_chunk::<4>() {
             Some(first) => cut(*first),
             None => match padded(rest, 0) {

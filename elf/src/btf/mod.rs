@@ -216,8 +216,9 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// The string at `offset` as bytes; empty if there is none.
-    pub fn name_bytes(&self, offset: u32) -> &'a [u8] {
+    /// The strings from `offset` on; empty if it is outside.
+    #[inline]
+    pub(crate) fn strings_from(&self, offset: u32) -> &'a [u8] {
         let mut btf = self;
         while offset < btf.first_str {
             match btf.base {
@@ -225,7 +226,14 @@ impl<'a> Btf<'a> {
                 None => return &[],
             }
         }
-        c_str_at(btf.strings, (offset - btf.first_str) as usize).unwrap_or_default()
+        btf.strings
+            .get((offset - btf.first_str) as usize..)
+            .unwrap_or_default()
+    }
+
+    /// The string at `offset` as bytes; empty if there is none.
+    pub fn name_bytes(&self, offset: u32) -> &'a [u8] {
+        c_str_at(self.strings_from(offset), 0).unwrap_or_default()
     }
 
     /// The string at `offset`, up to the first byte that is not UTF-8; empty
@@ -242,16 +250,8 @@ impl<'a> Btf<'a> {
     /// Whether the string at `offset` is `name`, without looking for its end.
     #[inline]
     pub fn name_is(&self, offset: u32, name: &[u8]) -> bool {
-        let mut btf = self;
-        while offset < btf.first_str {
-            match btf.base {
-                Some(base) => btf = base,
-                None => return false,
-            }
-        }
-        btf.strings
-            .get((offset - btf.first_str) as usize..)
-            .and_then(|rest| rest.strip_prefix(name))
+        self.strings_from(offset)
+            .strip_prefix(name)
             .is_some_and(|rest| rest.first() == Some(&0))
     }
 
@@ -414,4 +414,4 @@ pub(crate) fn utf8_prefix(bytes: &[u8]) -> &str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,550 @@
+//! CO-RE: fitting a program to the types of the kernel it meets.
+//!
+//! A relocation says what the compiler took for granted about a type: where a
+//! field lies, how wide it is, whether a type or enumerator exists. Each is
+//! looked up by name in the kernel's BTF and the instruction patched. Answers
+//! are those of libbpf 1.7.
+//!
+//! The order of work, with one walk over the kernel's types:
+//!
+//! 1. [`add_roots`] collects the names of all types the relocations start
+//!    from into a [`NameQuery`];
+//! 2. [`Btf::scan`] opens the kernel's BTF and finds the types of these names;
+//! 3. [`Resolver::add_target`] takes the hits, and those in modules if
+//!    [`Resolver::needs_modules`];
+//! 4. [`Resolver::apply`] resolves and patches, one relocation at a time.
+//!
+//! A relocation without an answer does not fail: its instruction is poisoned
+//! (see [`POISON`]), because it may be dead code behind an existence check.
+//! The [`Poison`] that describes it lets a caller explain the verifier's
+//! complaint if it is not.
+
+mod matching;
+mod patch;
+mod spec;
+mod value;
+
+use std::fmt;
+
+use ebpf_manager_sys::abi::insn::Insn;
+
+use crate::btf::ext::CoreRelo;
+use crate::btf::{Btf, Kind, KindSet, NameHit, NameQuery, TypeId, essential_name};
+use matching::Budget;
+pub use patch::{POISON, Patched, patch_insn, poisoned_relo};
+use spec::Spec;
+
+/// `enum bpf_core_relo_kind`: what a relocation asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ReloKind(pub u32);
+
+impl ReloKind {
+    /// Byte offset of a field.
+    pub const FIELD_BYTE_OFFSET: ReloKind = ReloKind(0);
+    /// Size of a field in bytes.
+    pub const FIELD_BYTE_SIZE: ReloKind = ReloKind(1);
+    /// Whether a field exists.
+    pub const FIELD_EXISTS: ReloKind = ReloKind(2);
+    /// Whether a field is signed.
+    pub const FIELD_SIGNED: ReloKind = ReloKind(3);
+    /// Left shift that brings a bitfield to the top of 64 bits.
+    pub const FIELD_LSHIFT_U64: ReloKind = ReloKind(4);
+    /// Right shift that brings it down from there.
+    pub const FIELD_RSHIFT_U64: ReloKind = ReloKind(5);
+    /// Type id in the object's BTF.
+    pub const TYPE_ID_LOCAL: ReloKind = ReloKind(6);
+    /// Type id in the kernel's BTF.
+    pub const TYPE_ID_TARGET: ReloKind = ReloKind(7);
+    /// Whether a type exists.
+    pub const TYPE_EXISTS: ReloKind = ReloKind(8);
+    /// Size of a type in bytes.
+    pub const TYPE_SIZE: ReloKind = ReloKind(9);
+    /// Whether an enumerator exists.
+    pub const ENUMVAL_EXISTS: ReloKind = ReloKind(10);
+    /// Value of an enumerator.
+    pub const ENUMVAL_VALUE: ReloKind = ReloKind(11);
+    /// Whether a type exists that is laid out alike.
+    pub const TYPE_MATCHES: ReloKind = ReloKind(12);
+
+    /// libbpf's name for it, or `"unknown"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ReloKind::FIELD_BYTE_OFFSET => "byte_off",
+            ReloKind::FIELD_BYTE_SIZE => "byte_sz",
+            ReloKind::FIELD_EXISTS => "field_exists",
+            ReloKind::FIELD_SIGNED => "signed",
+            ReloKind::FIELD_LSHIFT_U64 => "lshift_u64",
+            ReloKind::FIELD_RSHIFT_U64 => "rshift_u64",
+            ReloKind::TYPE_ID_LOCAL => "local_type_id",
+            ReloKind::TYPE_ID_TARGET => "target_type_id",
+            ReloKind::TYPE_EXISTS => "type_exists",
+            ReloKind::TYPE_SIZE => "type_size",
+            ReloKind::ENUMVAL_EXISTS => "enumval_exists",
+            ReloKind::ENUMVAL_VALUE => "enumval_value",
+            ReloKind::TYPE_MATCHES => "type_matches",
+            _ => "unknown",
+        }
+    }
+
+    const fn is_field(self) -> bool {
+        self.0 <= ReloKind::FIELD_RSHIFT_U64.0
+    }
+
+    const fn is_type(self) -> bool {
+        matches!(
+            self,
+            ReloKind::TYPE_ID_LOCAL
+                | ReloKind::TYPE_ID_TARGET
+                | ReloKind::TYPE_EXISTS
+                | ReloKind::TYPE_SIZE
+                | ReloKind::TYPE_MATCHES
+        )
+    }
+
+    const fn is_enumval(self) -> bool {
+        matches!(self, ReloKind::ENUMVAL_EXISTS | ReloKind::ENUMVAL_VALUE)
+    }
+}
+
+impl fmt::Display for ReloKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A relocation that makes no sense, has contradicting answers, or does not
+/// fit its instruction.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("CO-RE relocation #{index} at instruction {insn}, {kind} of {spec}: {what}")]
+pub struct CoreError {
+    /// Number of the relocation, as the caller counts.
+    pub index: u32,
+    /// Instruction in its section.
+    pub insn: u32,
+    /// What was asked for.
+    pub kind: ReloKind,
+    /// Of what: `struct task_struct.signal.live`.
+    pub spec: Box<str>,
+    /// What is wrong.
+    pub what: CoreProblem,
+}
+
+/// What is wrong with a relocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoreProblem {
+    /// A type of the object or the kernel is missing or refers to itself.
+    #[error("missing or circular type")]
+    BadType,
+    /// The access string does not fit the object's type.
+    #[error("access string does not fit the type")]
+    BadAccess,
+    /// A kind of relocation newer than this crate.
+    #[error("unknown kind {0}")]
+    UnknownKind(u32),
+    /// The type it starts from has no name to look for.
+    #[error("the type has no name")]
+    Anonymous,
+    /// More nesting than libbpf allows (64 steps, 32 types behind each other).
+    #[error("nested too deeply")]
+    TooDeep,
+    /// More types to compare than any real kernel asks for.
+    #[error("too complex")]
+    TooComplex,
+    /// The size of a type that has none is needed.
+    #[error("a type has no size")]
+    Unsized,
+    /// A bitfield that no load of 64 bits covers.
+    #[error("the bitfield crosses 64-bit words")]
+    Bitfield,
+    /// A question about fields, asked of an array element.
+    #[error("does not apply to array elements")]
+    ArrayElement,
+    /// Types of the kernel disagree where the field lies.
+    #[error("ambiguous: at bit {0} or bit {1}")]
+    AmbiguousOffset(u64, u64),
+    /// Types of the kernel disagree about the answer.
+    #[error("ambiguous: {0} or {1}")]
+    AmbiguousValue(u64, u64),
+    /// The instruction does not hold what the object's types say it should.
+    #[error("the instruction holds {found}, not {expected}")]
+    UnexpectedValue {
+        /// Computed from the object's types.
+        expected: u64,
+        /// In the instruction.
+        found: u64,
+    },
+    /// An instruction with this opcode cannot be relocated, or not in this
+    /// form.
+    #[error("instruction {0:#04x} cannot be relocated")]
+    Instruction(u8),
+    /// The answer does not fit the instruction.
+    #[error("{0} does not fit the instruction")]
+    Range(u64),
+    /// The instruction's width is not that of the object's field, or the
+    /// kernel's field has a width no instruction has.
+    #[error("access of {insn} bytes to a field of {field} bytes that now has {target}")]
+    AccessSize {
+        /// Width of the instruction.
+        insn: u32,
+        /// Width of the object's field.
+        field: u32,
+        /// Width of the kernel's field.
+        target: u32,
+    },
+}
+
+/// Why a relocation has no answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoisonReason {
+    /// The kernel has no type of that name and kind.
+    #[error("this kernel has no such type")]
+    NoType,
+    /// It has, but without the field or enumerator.
+    #[error("this kernel's type has no such field or value")]
+    NoMatch,
+    /// The field changed its size and is not an unsigned integer or pointer
+    /// in both, so a load or store of it would go wrong.
+    #[error("the field has another size in this kernel and is signed or not an integer")]
+    SizeChanged,
+}
+
+/// A poisoned instruction: what was looked for, and why it was not found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Poison {
+    /// Number of the relocation, as the caller counts; added to [`POISON`].
+    pub index: u32,
+    /// Position of the instruction in what was patched.
+    pub insn: usize,
+    /// What was asked for.
+    pub kind: ReloKind,
+    /// Of what: `struct task_struct.signal.live`.
+    pub spec: Box<str>,
+    /// Why there is no answer.
+    pub reason: PoisonReason,
+}
+
+impl fmt::Display for Poison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}: {}", self.kind, self.spec, self.reason)
+    }
+}
+
+/// The answer to one relocation.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, not the states of one thing"
+)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resolution {
+    /// Value according to the object's types: what the instruction holds.
+    pub old: u64,
+    /// Value according to the kernel's types.
+    pub new: u64,
+    /// Whether the instruction must hold `old` before it is patched.
+    pub validate: bool,
+    /// There is no answer, and the instruction must not run.
+    pub poison: Option<PoisonReason>,
+    /// A load or store of the field must be poisoned, since its width changed
+    /// in a way that loses its value.
+    pub resize_fails: bool,
+    /// Width of the object's field in bytes; 0 if it does not matter.
+    pub old_size: u32,
+    /// Width of the kernel's field in bytes; 0 if it does not matter.
+    pub new_size: u32,
+    /// `old` is the value of a 32-bit enumeration, whose compilers differ in
+    /// how they extend it.
+    pub(crate) old_is_enum32: bool,
+    /// `new` is.
+    pub(crate) new_is_enum32: bool,
+    /// Number of the target (0 is the first one added) and type in it that
+    /// gave the answer.
+    pub target: Option<(usize, TypeId)>,
+}
+
+/// Adds the names that relocations start from to `query`, each with the kinds
+/// that may stand for it.
+pub fn add_roots<'n>(
+    query: &mut NameQuery<'n>,
+    local: &Btf<'n>,
+    relos: impl Iterator<Item = CoreRelo>,
+) {
+    let mut ids: Vec<TypeId> = relos
+        .filter(|relo| relo.kind != ReloKind::TYPE_ID_LOCAL.0)
+        .map(|relo| relo.type_id)
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    for id in ids {
+        if let Some(ty) = local.get(id) {
+            let name = essential_name(local.name_bytes(ty.name_off()));
+            query.add_essential(name, compatible_kinds(ty.kind()));
+        }
+    }
+}
+
+/// Kinds of types that may stand for a root of this kind.
+fn compatible_kinds(kind: Kind) -> KindSet {
+    if kind.is_any_enum() {
+        KindSet::of(&[Kind::ENUM, Kind::ENUM64])
+    } else {
+        KindSet::of(&[kind])
+    }
+}
+
+/// Resolves the relocations of one object.
+#[derive(Debug)]
+pub struct Resolver<'a> {
+    local: &'a Btf<'a>,
+    query: &'a NameQuery<'a>,
+    targets: Vec<Target<'a>>,
+    /// Sorted by `local_id`.
+    roots: Vec<Root>,
+    /// Steps of work allowed per relocation.
+    budget: u32,
+    // Room kept between relocations.
+    local_spec: Spec,
+    target_spec: Spec,
+}
+
+#[derive(Debug)]
+struct Target<'a> {
+    btf: &'a Btf<'a>,
+    /// Sorted.
+    hits: Vec<NameHit>,
+}
+
+/// What is known about a type that relocations start from.
+#[derive(Debug)]
+struct Root {
+    local_id: TypeId,
+    /// Number of the target, and type in it. Those that failed where others
+    /// matched are dropped for the relocations that follow, as in libbpf.
+    candidates: Vec<(usize, TypeId)>,
+    /// Answers given, by access string and kind.
+    answers: Vec<(u32, u32, Resolution)>,
+}
+
+/// Answers looked through before one is worked out again: most programs ask
+/// for the same few fields.
+const ANSWERS: usize = 64;
+
+impl<'a> Resolver<'a> {
+    /// For the object whose BTF is `local`. `query` must hold its roots and be
+    /// finished.
+    pub fn new(local: &'a Btf<'a>, query: &'a NameQuery<'a>) -> Resolver<'a> {
+        Resolver {
+            local,
+            query,
+            targets: Vec::new(),
+            roots: Vec::new(),
+            budget: matching::BUDGET,
+            local_spec: Spec::default(),
+            target_spec: Spec::default(),
+        }
+    }
+
+    /// Adds a BTF to look in, with what the query found there. The first is
+    /// the kernel; those after it (modules, as split BTF) are looked at only
+    /// for names the first does not have. Add all before resolving.
+    pub fn add_target(&mut self, btf: &'a Btf<'a>, mut hits: Vec<NameHit>) {
+        hits.sort_unstable();
+        self.targets.push(Target { btf, hits });
+    }
+
+    /// Whether the first target lacks a type that one of these relocations
+    /// starts from, so that modules are worth looking at.
+    pub fn needs_modules(&self, mut relos: impl Iterator<Item = CoreRelo>) -> bool {
+        relos.any(|relo| {
+            let mut candidates = Vec::new();
+            if let (Some(first), Some(ty)) = (self.targets.first(), self.local.get(relo.type_id)) {
+                let name = essential_name(self.local.name_bytes(ty.name_off()));
+                self.add_candidates(0, first, name, ty.kind(), &mut candidates);
+            }
+            relo.kind != ReloKind::TYPE_ID_LOCAL.0 && candidates.is_empty()
+        })
+    }
+
+    fn add_candidates(
+        &self,
+        nth: usize,
+        target: &Target<'a>,
+        name: &[u8],
+        kind: Kind,
+        to: &mut Vec<(usize, TypeId)>,
+    ) {
+        let Some(name) = self.query.position(name) else {
+            return;
+        };
+        let kinds = compatible_kinds(kind);
+        let first = target.hits.partition_point(|hit| hit.name < name);
+        let hits = target.hits.get(first..).unwrap_or_default();
+        for hit in hits.iter().take_while(|hit| hit.name == name) {
+            if target
+                .btf
+                .get(hit.id)
+                .is_some_and(|ty| kinds.contains(ty.kind()))
+            {
+                to.push((nth, hit.id));
+            }
+        }
+    }
+
+    /// Position in `roots` of the root with this id, made if it is new.
+    fn root(&mut self, local_id: TypeId, name: &[u8], kind: Kind) -> usize {
+        match self
+            .roots
+            .binary_search_by_key(&local_id, |root| root.local_id)
+        {
+            Ok(at) => at,
+            Err(at) => {
+                let mut candidates = Vec::new();
+                for (nth, target) in self.targets.iter().enumerate() {
+                    // What the kernel has, modules are not asked for.
+                    if nth == 1 && !candidates.is_empty() {
+                        break;
+                    }
+                    self.add_candidates(nth, target, name, kind, &mut candidates);
+                }
+                self.roots.insert(
+                    at,
+                    Root {
+                        local_id,
+                        candidates,
+                        answers: Vec::new(),
+                    },
+                );
+                at
+            }
+        }
+    }
+
+    /// Finds the answer to `relo`. The order of calls matters only where the
+    /// kernel has several types of one name.
+    pub fn resolve(&mut self, relo: &CoreRelo) -> Result<Resolution, CoreProblem> {
+        let local = self.local;
+        let kind = ReloKind(relo.kind);
+        let ty = local.get(relo.type_id).ok_or(CoreProblem::BadType)?;
+        if kind == ReloKind::TYPE_ID_LOCAL {
+            self.local_spec.parse(local, relo)?;
+            // Linking may have renumbered types behind the instruction's back.
+            return Ok(value::local_type_id(relo.type_id));
+        }
+        let name = essential_name(local.name_bytes(ty.name_off()));
+        if name.is_empty() {
+            return Err(CoreProblem::Anonymous);
+        }
+        let at = self.root(relo.type_id, name, ty.kind());
+        let key = (relo.access_off, relo.kind);
+        if let Some(root) = self.roots.get(at)
+            && let Some(answer) = root
+                .answers
+                .iter()
+                .rev()
+                .take(ANSWERS)
+                .find(|answer| (answer.0, answer.1) == key)
+        {
+            return Ok(answer.2);
+        }
+
+        let mut budget = Budget(self.budget);
+        self.local_spec.parse(local, relo)?;
+        let Some(root) = self.roots.get_mut(at) else {
+            return Err(CoreProblem::BadType);
+        };
+        let mut found: Option<(Resolution, u64)> = None;
+        let mut matched = Vec::new();
+        for &(nth, id) in &root.candidates {
+            let Some(target) = self.targets.get(nth) else {
+                continue;
+            };
+            let spec = &mut self.target_spec;
+            if !matching::matches(local, &self.local_spec, target.btf, id, spec, &mut budget)? {
+                continue;
+            }
+            let mut answer = value::resolution(local, &self.local_spec, Some((target.btf, spec)))?;
+            answer.target = Some((nth, id));
+            match &found {
+                None => found = Some((answer, spec.bit_offset)),
+                Some((_, offset)) if *offset != spec.bit_offset => {
+                    return Err(CoreProblem::AmbiguousOffset(*offset, spec.bit_offset));
+                }
+                Some((first, _)) if first.new != answer.new => {
+                    return Err(CoreProblem::AmbiguousValue(first.new, answer.new));
+                }
+                Some(_) => {}
+            }
+            matched.push((nth, id));
+        }
+        let answer = if let Some((answer, _)) = found {
+            root.candidates = matched;
+            answer
+        } else {
+            let mut answer = value::resolution(local, &self.local_spec, None)?;
+            if answer.poison.is_some() && root.candidates.is_empty() {
+                answer.poison = Some(PoisonReason::NoType);
+            }
+            answer
+        };
+        root.answers.push((key.0, key.1, answer));
+        Ok(answer)
+    }
+
+    /// Resolves `relo` and patches the instruction at `position` of `insns`.
+    /// `index` numbers the relocation in messages and in poison.
+    ///
+    /// A poisoned instruction is described in the answer.
+    pub fn apply(
+        &mut self,
+        insns: &mut [Insn],
+        position: usize,
+        relo: &CoreRelo,
+        index: u32,
+    ) -> Result<Option<Poison>, CoreError> {
+        let patched = self
+            .resolve(relo)
+            .and_then(|answer| patch_insn(insns, position, &answer, index));
+        match patched {
+            Ok(Patched::Value) => Ok(None),
+            Ok(Patched::Poisoned(reason)) => Ok(Some(Poison {
+                index,
+                insn: position,
+                kind: ReloKind(relo.kind),
+                spec: describe(self.local, relo),
+                reason,
+            })),
+            Err(what) => Err(CoreError {
+                index,
+                insn: relo.insn_off / 8,
+                kind: ReloKind(relo.kind),
+                spec: describe(self.local, relo),
+                what,
+            }),
+        }
+    }
+}
+
+/// What a relocation is about, for people: `struct task_struct.signal.live`,
+/// `enum bpf_func_id::BPF_FUNC_loop`, `typedef u64`.
+pub fn describe(local: &Btf<'_>, relo: &CoreRelo) -> Box<str> {
+    let Some(ty) = local.get(relo.type_id) else {
+        return format!("missing type {}", relo.type_id).into();
+    };
+    let name = match local.name(ty.name_off()) {
+        "" => "<anonymous>",
+        name => name,
+    };
+    let mut text = format!("{} {name}", ty.kind());
+    let mut spec = Spec::default();
+    if spec.parse(local, relo).is_err() {
+        text.push_str(" + ");
+        text.push_str(local.name(relo.access_off));
+        return text.into();
+    }
+    spec.describe(local, &mut text);
+    text.into()
+}
+
+#[cfg(test)]
+mod tests;
