@@ -58,6 +58,7 @@ pub(crate) enum Step {
 }
 
 /// The transition table.
+#[expect(clippy::match_same_arms, reason = "a table has a row for each pair")]
 pub(crate) const fn step(state: State, action: Action) -> Step {
     match (state, action) {
         (State::Declared, Action::Init) => Step::Go(State::Initialised),

@@ -1,6 +1,7 @@
 //! Errors, one enum per kind of object. Causes stay sources; what a message
 //! needs to be acted on (name, path, likely cure) is in the variant.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use ebpf_manager_elf::ObjectError;
@@ -48,13 +49,11 @@ pub enum MapError {
         source: SysError,
     },
     /// The map could not be pinned, or a pin could not be opened.
-    #[error("map {map}: pin {}: {source}{}", path.display(), hint(cure.as_ref()))]
+    #[error("map {map}: {source}{}", hint(cure.as_ref()))]
     Pin {
         /// The map's name.
         map: String,
-        /// Where.
-        path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's answer, with the path.
         source: SysError,
         /// What would help, if that shows.
         cure: Option<Cure>,
@@ -127,26 +126,8 @@ pub enum ProgramError {
         source: CoreError,
     },
     /// The verifier or the kernel refused the program.
-    #[error("{}", rejection(program, *program_type, source, log, source_line.as_ref(), core.as_deref(), cure.as_ref()))]
-    Rejected {
-        /// C function name.
-        program: String,
-        /// Program type it was loaded as.
-        program_type: ProgramType,
-        /// The kernel's answer.
-        source: SysError,
-        /// The verifier's log, whole.
-        log: VerifierLog,
-        /// The instruction the verifier stopped at.
-        insn: Option<u32>,
-        /// Its C source line, if the object has line information.
-        source_line: Option<SourceLine>,
-        /// The CO-RE relocation that the verifier stumbled over: type, field,
-        /// access path and why this kernel cannot satisfy it.
-        core: Option<String>,
-        /// What would help, if that shows.
-        cure: Option<Cure>,
-    },
+    #[error(transparent)]
+    Rejected(Box<Rejection>),
     /// An operation on a loaded program failed.
     #[error("program {program}: {source}{}", hint(cure.as_ref()))]
     Operation {
@@ -159,39 +140,58 @@ pub enum ProgramError {
     },
 }
 
-fn rejection(
-    program: &str,
-    program_type: ProgramType,
-    source: &SysError,
-    log: &VerifierLog,
-    line: Option<&SourceLine>,
-    core: Option<&str>,
-    cure: Option<&Cure>,
-) -> String {
-    let mut text = format!("program {program} ({program_type}): {source}");
-    match (core, log.summary()) {
-        (Some(core), _) => {
-            text.push_str(": ");
-            text.push_str(core);
+/// A program that the verifier or the kernel refused, with all that is known
+/// about why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// C function name.
+    pub program: String,
+    /// Program type it was loaded as.
+    pub program_type: ProgramType,
+    /// The kernel's answer.
+    pub source: SysError,
+    /// The verifier's log, whole.
+    pub log: VerifierLog,
+    /// The instruction the verifier stopped at, counted from the start of the
+    /// program.
+    pub insn: Option<u32>,
+    /// Its C source line, if the object has line information.
+    pub source_line: Option<SourceLine>,
+    /// The CO-RE relocation that the verifier stumbled over: kind, type,
+    /// field and why this kernel cannot satisfy it.
+    pub core: Option<String>,
+    /// What would help, if that shows.
+    pub cure: Option<Cure>,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "program {} ({}): {}",
+            self.program, self.program_type, self.source
+        )?;
+        if let Some(reason) = self.core.as_deref().or_else(|| self.log.summary()) {
+            write!(f, ": {reason}")?;
         }
-        (None, Some(summary)) => {
-            text.push_str(": ");
-            text.push_str(summary);
+        if let Some(line) = &self.source_line {
+            write!(f, "; at {line}")?;
         }
-        (None, None) => {}
+        f.write_str(&hint(self.cure.as_ref()))
     }
-    if let Some(line) = line {
-        text.push_str(&format!(" at {line}"));
+}
+
+impl std::error::Error for Rejection {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
     }
-    text.push_str(&hint(cure));
-    text
 }
 
 impl ProgramError {
     /// The verifier's log, if the kernel wrote one.
     pub fn verifier_log(&self) -> Option<&VerifierLog> {
         match self {
-            ProgramError::Rejected { log, .. } => Some(log),
+            ProgramError::Rejected(rejection) => Some(&rejection.log),
             _ => None,
         }
     }
@@ -199,9 +199,8 @@ impl ProgramError {
     /// True if the kernel answered `errno`.
     pub fn is(&self, errno: Errno) -> bool {
         match self {
-            ProgramError::Rejected { source, .. } | ProgramError::Operation { source, .. } => {
-                source.is(errno)
-            }
+            ProgramError::Rejected(rejection) => rejection.source.is(errno),
+            ProgramError::Operation { source, .. } => source.is(errno),
             _ => false,
         }
     }
@@ -259,10 +258,11 @@ impl LoadError {
     /// True if the kernel answered `errno`.
     pub fn is(&self, errno: Errno) -> bool {
         match self {
-            LoadError::Read { source } | LoadError::Btf { source, .. } => source.is(errno),
+            LoadError::Read { source }
+            | LoadError::Btf { source, .. }
+            | LoadError::KernelBtf(KernelBtfError::Read { source, .. }) => source.is(errno),
             LoadError::Map(err) => err.is(errno),
             LoadError::Program(err) => err.is(errno),
-            LoadError::KernelBtf(KernelBtfError::Read { source, .. }) => source.is(errno),
             _ => false,
         }
     }
@@ -272,10 +272,9 @@ impl LoadError {
         match self {
             LoadError::Btf { cure, .. }
             | LoadError::Map(MapError::Create { cure, .. } | MapError::Pin { cure, .. })
-            | LoadError::Program(
-                ProgramError::Rejected { cure, .. } | ProgramError::Operation { cure, .. },
-            )
+            | LoadError::Program(ProgramError::Operation { cure, .. })
             | LoadError::KernelBtf(KernelBtfError::Read { cure, .. }) => cure.as_ref(),
+            LoadError::Program(ProgramError::Rejected(rejection)) => rejection.cure.as_ref(),
             _ => None,
         }
     }

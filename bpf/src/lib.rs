@@ -39,7 +39,9 @@ mod verifier_log;
 
 pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
 pub use cure::Cure;
-pub use error::{KernelBtfError, LinkError, LoadError, MapError, ProgramError, ReaderError};
+pub use error::{
+    KernelBtfError, LinkError, LoadError, MapError, ProgramError, ReaderError, Rejection,
+};
 pub use kernel_btf::KernelBtf;
 pub use link::{Link, Mechanism};
 pub use map::{Loss, Map};

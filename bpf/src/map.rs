@@ -129,9 +129,8 @@ impl Map {
     pub fn from_pin(name: &str, path: &Path) -> Result<Map, MapError> {
         let fail = |source: SysError| MapError::Pin {
             map: name.to_owned(),
-            path: path.to_owned(),
             cure: cure::find(&source, Need::Bpf),
-            source,
+            source: source.with_path(path),
         };
         let fd = sys::obj_get(path, 0, None).map_err(fail)?;
         Map::from_fd(name, fd).map_err(|err| match err {
@@ -295,13 +294,12 @@ impl Map {
     pub fn pin(&self, path: &Path) -> Result<(), MapError> {
         sys::obj_pin(self.fd.as_fd(), path, None).map_err(|source| MapError::Pin {
             map: self.name.clone(),
-            path: path.to_owned(),
             cure: match source.errno() {
                 // The kernel refuses paths of other file systems this way.
                 Errno::EPERM | Errno::EINVAL => Some(cure::Cure::MountBpffs),
                 _ => cure::find(&source, Need::Bpf),
             },
-            source,
+            source: source.with_path(path),
         })
     }
 

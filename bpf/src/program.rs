@@ -11,7 +11,7 @@ use ebpf_manager_sys::bpf::{self as sys, Log, ProgLoad, Records, TestRun, TestRu
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::{self, Cure, Need};
-use crate::error::ProgramError;
+use crate::error::{ProgramError, Rejection};
 use crate::map::Loss;
 use crate::memlock;
 use crate::verifier_log::{SourceLine, VerifierLog};
@@ -42,6 +42,9 @@ pub(crate) struct ProgramContext<'a> {
 
 /// First size of the log buffer; it grows to what the kernel reports.
 const LOG_START: usize = 64 * 1024;
+
+/// Largest log buffer of kernels before 5.2.
+const OLD_LOG_LIMIT: usize = (16 << 20) - 1;
 
 impl Program {
     /// Takes over a descriptor of a program.
@@ -251,6 +254,10 @@ fn explain(
             Ok(fd) => return Ok(fd),
             Err(err) => err,
         };
+        // Before 5.2 a buffer has less than 16 MiB.
+        if source.is(Errno::EINVAL) && size > OLD_LOG_LIMIT && log.bytes().is_empty() {
+            return Err((first, VerifierLog::default()));
+        }
         // ENOSPC: the log did not fit, and the verdict is hidden behind that.
         let full = source.is(Errno::ENOSPC) || wanted.is_some_and(|w| w > size);
         if !full || size >= limit {
@@ -330,7 +337,7 @@ fn rejected(
     } else {
         None
     };
-    ProgramError::Rejected {
+    ProgramError::Rejected(Box::new(Rejection {
         program: spec.name.clone(),
         program_type: spec.program_type,
         source,
@@ -339,7 +346,7 @@ fn rejected(
         source_line,
         core,
         cure,
-    }
+    }))
 }
 
 /// The source line of an instruction of a linked program.

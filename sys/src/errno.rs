@@ -99,8 +99,14 @@ impl fmt::Display for Errno {
 pub struct SysError {
     op: &'static str,
     errno: Errno,
-    path: Option<Box<Path>>,
-    detail: Option<Box<str>>,
+    /// Boxed, so that a `Result` that seldom has it stays small.
+    extra: Option<Box<Extra>>,
+}
+
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Extra {
+    path: Option<PathBuf>,
+    detail: Option<String>,
 }
 
 impl SysError {
@@ -109,8 +115,7 @@ impl SysError {
         SysError {
             op,
             errno,
-            path: None,
-            detail: None,
+            extra: None,
         }
     }
 
@@ -132,7 +137,7 @@ impl SysError {
     /// Adds the path the operation was about.
     #[must_use]
     pub fn with_path(mut self, path: impl Into<PathBuf>) -> SysError {
-        self.path = Some(path.into().into_boxed_path());
+        self.extra.get_or_insert_default().path = Some(path.into());
         self
     }
 
@@ -140,7 +145,7 @@ impl SysError {
     /// acknowledgement.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> SysError {
-        self.detail = Some(detail.into().into_boxed_str());
+        self.extra.get_or_insert_default().detail = Some(detail.into());
         self
     }
 
@@ -156,12 +161,12 @@ impl SysError {
 
     /// The path, for operations on files.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.extra.as_ref()?.path.as_deref()
     }
 
     /// The kernel's own message, when it gave one.
     pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
+        self.extra.as_ref()?.detail.as_deref()
     }
 
     /// True if the call failed with `errno`.
@@ -173,11 +178,11 @@ impl SysError {
 impl fmt::Display for SysError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.op)?;
-        if let Some(path) = &self.path {
+        if let Some(path) = self.path() {
             write!(f, " {}", path.display())?;
         }
         write!(f, ": {}", self.errno)?;
-        if let Some(detail) = &self.detail {
+        if let Some(detail) = self.detail() {
             write!(f, ": {detail}")?;
         }
         Ok(())
