@@ -7,6 +7,8 @@ use std::fmt;
 
 use bitflags::bitflags;
 
+use super::pod::Pod;
+
 macro_rules! kernel_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $value:expr, $text:literal;)* }) => {
         $(#[$meta])*
@@ -29,6 +31,9 @@ macro_rules! kernel_enum {
                 }
             }
         }
+
+        // SAFETY: transparent over `u32`, and every value is valid.
+        unsafe impl Pod for $name {}
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -326,6 +331,132 @@ bitflags! {
         const _ = !0;
     }
 }
+
+kernel_enum! {
+    /// `enum bpf_task_fd_type`: what a perf event or tracepoint descriptor is.
+    TaskFdType {
+        RAW_TRACEPOINT = 0, "raw_tracepoint";
+        TRACEPOINT = 1, "tracepoint";
+        KPROBE = 2, "kprobe";
+        KRETPROBE = 3, "kretprobe";
+        UPROBE = 4, "uprobe";
+        URETPROBE = 5, "uretprobe";
+    }
+}
+
+kernel_enum! {
+    /// `enum bpf_perf_event_type`: what a perf event link sits on. Linux 6.6.
+    PerfLinkType {
+        UNSPEC = 0, "unspec";
+        UPROBE = 1, "uprobe";
+        URETPROBE = 2, "uretprobe";
+        KPROBE = 3, "kprobe";
+        KRETPROBE = 4, "kretprobe";
+        TRACEPOINT = 5, "tracepoint";
+        EVENT = 6, "event";
+    }
+}
+
+kernel_enum! {
+    /// `enum bpf_cgroup_iter_order`. Linux 6.1.
+    CgroupIterOrder {
+        UNSPEC = 0, "unspec";
+        SELF_ONLY = 1, "self_only";
+        DESCENDANTS_PRE = 2, "descendants_pre";
+        DESCENDANTS_POST = 3, "descendants_post";
+        ANCESTORS_UP = 4, "ancestors_up";
+    }
+}
+
+kernel_enum! {
+    /// `enum bpf_stats_type`. Linux 5.8.
+    StatsType {
+        RUN_TIME = 0, "run_time";
+    }
+}
+
+bitflags! {
+    /// Flags of the map element commands; bits not named here are kept. No
+    /// flag (`BPF_ANY`) creates or replaces.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct ElemFlags: u64 {
+        /// Only create; `EEXIST` otherwise.
+        const NOEXIST = 1 << 0;
+        /// Only replace; `ENOENT` otherwise.
+        const EXIST = 1 << 1;
+        /// Hold the value's `bpf_spin_lock` while copying. Linux 5.1.
+        const LOCK = 1 << 2;
+        const _ = !0;
+    }
+}
+
+bitflags! {
+    /// Flags of `BPF_PROG_ATTACH`, and of `BPF_LINK_CREATE` where programs of
+    /// one hook are ordered; bits not named here are kept.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct AttachFlags: u32 {
+        /// Programs of child cgroups replace this one.
+        const ALLOW_OVERRIDE = 1 << 0;
+        /// Runs beside others of the same cgroup. Linux 4.15.
+        const ALLOW_MULTI = 1 << 1;
+        /// Replaces one named program. Linux 5.6.
+        const REPLACE = 1 << 2;
+        /// In front of the named program or link, or of all. Linux 6.6.
+        const BEFORE = 1 << 3;
+        /// Behind the named program or link, or behind all. Linux 6.6.
+        const AFTER = 1 << 4;
+        /// The neighbour is named by id. Linux 6.6.
+        const ID = 1 << 5;
+        /// Runs before programs of child cgroups. Linux 6.15.
+        const PREORDER = 1 << 6;
+        /// The neighbour is a link. Linux 6.6.
+        const LINK = 1 << 13;
+        const _ = !0;
+    }
+}
+
+bitflags! {
+    /// Flags of `BPF_PROG_TEST_RUN`; bits not named here are kept.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct TestRunFlags: u32 {
+        /// Run a raw tracepoint program on the CPU named. Linux 5.10.
+        const RUN_ON_CPU = 1 << 0;
+        /// Send what an XDP program lets pass into the stack. Linux 5.18.
+        const XDP_LIVE_FRAMES = 1 << 1;
+        /// The packet's checksum is complete. Linux 6.10.
+        const SKB_CHECKSUM_COMPLETE = 1 << 2;
+        const _ = !0;
+    }
+}
+
+/// Verbosity of the verifier and BTF logs: a level, which may be combined
+/// with the bits [`STATS`](log_level::STATS) and [`FIXED`](log_level::FIXED).
+pub mod log_level {
+    /// Explains a rejection, with the path that led to it.
+    pub const BASIC: u32 = 1;
+    /// Every instruction on every path.
+    pub const VERBOSE: u32 = 2;
+    /// Counts of processed instructions and states. Linux 5.2.
+    pub const STATS: u32 = 4;
+    /// Keeps the start of a log that does not fit, where kernels from 6.4 on
+    /// keep its end. Linux 6.4.
+    pub const FIXED: u32 = 8;
+}
+
+/// `BPF_F_PATH_FD`: a pin path is relative to a directory descriptor. Linux 6.5.
+pub const F_PATH_FD: u32 = 1 << 14;
+
+/// `BPF_F_QUERY_EFFECTIVE`: what runs in a cgroup, ancestors' programs included.
+pub const F_QUERY_EFFECTIVE: u32 = 1 << 0;
+
+/// `BPF_F_KPROBE_MULTI_RETURN`: probe the functions' returns. Linux 5.18.
+pub const F_KPROBE_MULTI_RETURN: u32 = 1 << 0;
+
+/// `BPF_F_UPROBE_MULTI_RETURN`: probe the functions' returns. Linux 6.6.
+pub const F_UPROBE_MULTI_RETURN: u32 = 1 << 0;
+
+/// `BPF_F_NETFILTER_IP_DEFRAG`: see reassembled packets only. Linux 6.6.
+pub const F_NETFILTER_IP_DEFRAG: u32 = 1 << 0;
 
 /// `BPF_OBJ_NAME_LEN`: bytes of a program or map name, terminator included.
 pub const OBJ_NAME_LEN: usize = 16;

@@ -1,1 +1,0 @@
-//! bpf(2): one choke point and a safe wrapper per command.
