@@ -55,5 +55,6 @@ pub mod attr;
 pub mod bpf;
 pub mod info;
 pub mod insn;
+pub mod netlink;
 pub mod perf;
 pub mod pod;
