@@ -17,9 +17,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{Feature, LeakCheck, ROOT, TempDir, Verdict, kernel_version, privileged, require};
+use common::{
+    Feature, LeakCheck, NetNs, ROOT, TempDir, UPROBE, Verdict, kernel_version, privileged, require,
+};
 use ebpf_manager_sys::abi::bpf::MapType;
 use ebpf_manager_sys::bpf::{MapCreate, MapFd, map_create};
+use ebpf_manager_sys::rtnl::Rtnl;
+use ebpf_manager_sys::tracefs::{ProbeFile, Tracefs};
 
 /// What a check says at its end, while what `leak` returned still exists.
 fn complaint<T>(leak: impl FnOnce() -> T, release: impl FnOnce(T)) -> String {
@@ -102,6 +106,52 @@ fn leaked_map_and_pin_are_found() {
     assert!(text.contains("\"left_behind\""), "{text}");
     assert!(text.contains("/pin"), "{text}");
     assert!(!text.contains("descriptor"), "{text}");
+}
+
+#[test]
+fn leaked_qdisc_is_found() {
+    if !require(&ROOT) {
+        return;
+    }
+    let check = LeakCheck::begin();
+    let (ns, left, _) = NetNs::with_veth();
+    let text = ns.run(|| {
+        let mut rtnl = Rtnl::open().unwrap();
+        let before = LeakCheck::network_hooks();
+        rtnl.clsact_add(left).unwrap();
+        let after = LeakCheck::network_hooks();
+        let new: Vec<_> = after.into_iter().filter(|h| !before.contains(h)).collect();
+        new.join("\n")
+    });
+    assert_eq!(text, "qdisc clsact ffff0000 on veth0");
+    drop(ns);
+    check.finish();
+}
+
+/// A probe event outlives the process that made it.
+#[test]
+fn leaked_probe_event_is_found() {
+    if !require(&UPROBE) {
+        return;
+    }
+    let tracefs = Tracefs::find().unwrap();
+    let group = format!("leak_{}", std::process::id());
+    let text = complaint(
+        || {
+            let binary = std::env::current_exe().unwrap();
+            let line = format!("p:{group}/left {}:0x40", binary.display());
+            tracefs.append(ProbeFile::Uprobe, &line).unwrap();
+        },
+        |()| {
+            tracefs
+                .remove_probe(ProbeFile::Uprobe, &group, "left")
+                .unwrap();
+        },
+    );
+    assert!(
+        text.contains(&format!("probe event p:{group}/left")),
+        "{text}"
+    );
 }
 
 #[test]

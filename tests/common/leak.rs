@@ -46,6 +46,11 @@ impl LeakCheck {
         self.before = snapshot();
     }
 
+    /// What the check looks at in the calling thread's network namespace.
+    pub(crate) fn network_hooks() -> Vec<String> {
+        objects::network_hooks()
+    }
+
     /// Checks now rather than at the drop.
     ///
     /// # Panics

@@ -22,10 +22,14 @@
 )]
 
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use ebpf_manager_sys::netns;
+use ebpf_manager_sys::rtnl::Rtnl;
 
 mod leak;
 mod objects;
@@ -337,5 +341,45 @@ impl Drop for TempDir {
         if std::fs::remove_dir(&self.0).is_err() {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+}
+
+/// A network namespace of the test's own; it ends with this value.
+pub(crate) struct NetNs(OwnedFd);
+
+impl NetNs {
+    /// An empty one, its `lo` down.
+    pub(crate) fn new() -> NetNs {
+        NetNs(netns::create().expect("a namespace"))
+    }
+
+    /// One with a connected pair of interfaces, `veth0` and `veth1`, both up;
+    /// their indices.
+    pub(crate) fn with_veth() -> (NetNs, u32, u32) {
+        let ns = NetNs::new();
+        let mut rtnl = Rtnl::open_in(ns.0.as_fd()).expect("a socket");
+        rtnl.link_add_veth("veth0", "veth1", None)
+            .expect("a veth pair");
+        let [left, right] = ["veth0", "veth1"].map(|name| {
+            let index = rtnl.link_by_name(name).expect("just made").index;
+            rtnl.link_set_up(index).expect("interface up");
+            index
+        });
+        (ns, left, right)
+    }
+
+    /// Runs `work` inside, on a thread of its own (which has no test's name:
+    /// call [`require`] before).
+    ///
+    /// # Panics
+    /// If `work` does.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        netns::with_netns(self.0.as_fd(), work).expect("runs in the namespace")
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::{fs, process};
 
 use ebpf_manager_sys::abi::info::name_str;
+use ebpf_manager_sys::abi::netlink::TcParent;
 use ebpf_manager_sys::bpf::{self, ObjectKind};
+use ebpf_manager_sys::rtnl::Rtnl;
 
 /// A kind of BPF object; ordered, unlike the kernel interface's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,7 +159,42 @@ fn indirect(kind: Kind, fd: &OwnedFd, held: &mut BTreeSet<(Kind, u32)>) {
     }
 }
 
-/// Queueing disciplines and filters in the calling thread's network namespace.
+/// Interfaces of the calling thread's network namespace with their XDP
+/// programs, queueing disciplines and filters.
 pub(crate) fn network_hooks() -> Vec<String> {
-    Vec::new()
+    let mut hooks = Vec::new();
+    let Ok(mut rtnl) = Rtnl::open() else {
+        return hooks;
+    };
+    for link in rtnl.links().unwrap_or_default() {
+        let name = &link.name;
+        let xdp = link.xdp;
+        hooks.push(format!("interface {name} ({})", link.kind));
+        for (mode, id) in [
+            ("driver", xdp.drv),
+            ("generic", xdp.skb),
+            ("hardware", xdp.hw),
+        ] {
+            if id != 0 {
+                hooks.push(format!("{mode} XDP program {id} on {name}"));
+            }
+        }
+        for qdisc in rtnl.qdiscs(link.index).unwrap_or_default() {
+            hooks.push(format!("qdisc {} {:x} on {name}", qdisc.kind, qdisc.handle));
+        }
+        for (side, parent) in [("ingress", TcParent::INGRESS), ("egress", TcParent::EGRESS)] {
+            // Fails on an interface without clsact, which has none.
+            for filter in rtnl.filters(link.index, parent).unwrap_or_default() {
+                hooks.push(format!(
+                    "{side} filter {} {:?} of program {} on {name}, priority {} handle {:x}",
+                    filter.kind,
+                    filter.name,
+                    filter.program_id,
+                    filter.id.priority,
+                    filter.id.handle
+                ));
+            }
+        }
+    }
+    hooks
 }
