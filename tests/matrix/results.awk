@@ -54,7 +54,8 @@ function note_skip(line,    at, test, reason, i) {
             skip[order[i]] = reason
             return
         }
-    say("(binary)", "FAILED", "skip of an unknown test: " line)
+    # A part of a test, under a name of its own.
+    say("(part) " test, "skipped", reason)
 }
 
 { sub(/\r+$/, "") }
@@ -100,9 +101,11 @@ current != "" && /(^|[^a-z])(ok|FAILED|ignored)$/ {
     summary = a " " b " " c
     next
 }
-# A panic message follows `thread 'name' panicked at place:`.
-/^thread '.*panicked at / { panicked = $2; gsub(/'/, "", panicked); place = $0; sub(/^.*panicked at /, "", place); next_line = 1; next }
-next_line { if (panicked in result) why[panicked] = place " " $0; next_line = 0 }
+# What failed says why below a line with its name; a thread it started may have
+# panicked in its place.
+/^---- .* stdout ----$/ { failing = $2; next }
+/^thread '.*panicked at / && failing != "" { place = $0; sub(/^.*panicked at /, "", place); next }
+place != "" { if (failing in result) why[failing] = place " " $0; failing = place = "" }
 
 END {
     label_open = label
