@@ -432,7 +432,9 @@ fn abi_makes_no_calls() {
             assert!(matches!(child, "" | "abi"), "{path}: uses crate::{child}");
         }
         for child in children(&code, "std") {
-            assert!(!OUTSIDE.contains(&child), "{path}: uses std::{child}");
+            // `std::os` has the descriptor types that attributes carry.
+            let call = child != "os" && OUTSIDE.contains(&child);
+            assert!(!call, "{path}: uses std::{child}");
         }
         assert!(
             !code.windows(4).any(|w| w.concat() == "super::super"),

@@ -14,13 +14,25 @@
 //! }
 //! ```
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test's helpers fail the test"
+)]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-pub(crate) mod leak;
+use ebpf_manager_sys::netns;
+use ebpf_manager_sys::rtnl::Rtnl;
+
+mod leak;
+mod objects;
 
 pub(crate) use leak::LeakCheck;
 
@@ -69,6 +81,26 @@ impl Feature {
         self
     }
 
+    /// What becomes of a test that needs the feature.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match (self.excuse(), self.check) {
+            (None, None) => Verdict::Run,
+            (None, Some(check)) => match check() {
+                Ok(()) => Verdict::Run,
+                Err(reason) => {
+                    let (major, minor) = kernel_version();
+                    let name = self.name;
+                    Verdict::Fail(format!(
+                        "{name} must be there on Linux {major}.{minor}: {reason}"
+                    ))
+                }
+            },
+            // A distribution may have brought the feature to an older kernel.
+            (Some(_), Some(check)) if privileged() && check().is_ok() => Verdict::Run,
+            (Some(excuse), _) => Verdict::Skip(excuse),
+        }
+    }
+
     /// Why this kernel or process need not have the feature.
     fn excuse(&self) -> Option<String> {
         if !privileged() {
@@ -90,6 +122,14 @@ impl Feature {
         }
         None
     }
+}
+
+/// What becomes of a test, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Run,
+    Skip(String),
+    Fail(String),
 }
 
 /// A process with full privileges, nothing more.
@@ -133,39 +173,17 @@ pub(crate) const NETKIT: Feature = Feature::new("netkit", 6, 7).config(&["CONFIG
 /// `skipped: TEST: REASON` past the test runner's capture and returns false.
 ///
 /// # Panics
-/// If the kernel must have the feature and `check` does not find it: a skip
+/// If the kernel must have the feature and its check does not find it: a skip
 /// would hide a defect.
 #[must_use]
 pub(crate) fn require(feature: &Feature) -> bool {
-    let found = match (feature.excuse(), feature.check) {
-        (None, None) => return true,
-        (Some(excuse), None) => Err(excuse),
-        // A distribution may have brought the feature to an older kernel.
-        (Some(excuse), Some(check)) => {
-            if privileged() {
-                check().map_err(|_| excuse)
-            } else {
-                Err(excuse)
-            }
-        }
-        (None, Some(check)) => {
-            if let Err(reason) = check() {
-                panic!(
-                    "{} must be there on Linux {}.{}: {reason}",
-                    feature.name,
-                    kernel_version().0,
-                    kernel_version().1,
-                );
-            }
-            return true;
-        }
-    };
-    match found {
-        Ok(()) => true,
-        Err(reason) => {
+    match feature.verdict() {
+        Verdict::Run => true,
+        Verdict::Skip(reason) => {
             skip(&reason);
             false
         }
+        Verdict::Fail(reason) => panic!("{reason}"),
     }
 }
 
@@ -264,4 +282,104 @@ pub(crate) fn locked_down() -> bool {
         });
         mode.is_ok_and(|mode| mode.contains("[integrity]") || mode.contains("[confidentiality]"))
     })
+}
+
+/// Where a file system of this type is mounted; of several, the first.
+pub(crate) fn mount_of(fstype: &str) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let path = fields.next()?;
+        (fields.next()? == fstype).then(|| PathBuf::from(path))
+    })
+}
+
+/// A directory of the test's own, removed at the drop with all that is in it.
+///
+/// Its name carries the process, so that the leak check of another process
+/// knows whose it is.
+pub(crate) struct TempDir(PathBuf);
+
+impl TempDir {
+    /// On the ordinary file system.
+    pub(crate) fn new() -> TempDir {
+        TempDir::below(&std::env::temp_dir())
+    }
+
+    /// On bpffs, for pins.
+    ///
+    /// # Panics
+    /// If bpffs is not mounted; mount it with `mount -t bpf bpf /sys/fs/bpf`.
+    pub(crate) fn on_bpffs() -> TempDir {
+        TempDir::below(&mount_of("bpf").expect("bpffs is mounted"))
+    }
+
+    /// A control group (version 2) without members.
+    ///
+    /// # Panics
+    /// If the hierarchy is not mounted.
+    pub(crate) fn cgroup() -> TempDir {
+        TempDir::below(&mount_of("cgroup2").expect("cgroup2 is mounted"))
+    }
+
+    fn below(parent: &Path) -> TempDir {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("ebpf_manager_test_{}_{count}", std::process::id()));
+        std::fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        TempDir(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // The files of a control group go with it and cannot be removed.
+        if std::fs::remove_dir(&self.0).is_err() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A network namespace of the test's own; it ends with this value.
+pub(crate) struct NetNs(OwnedFd);
+
+impl NetNs {
+    /// An empty one, its `lo` down.
+    pub(crate) fn new() -> NetNs {
+        NetNs(netns::create().expect("a namespace"))
+    }
+
+    /// One with a connected pair of interfaces, `veth0` and `veth1`, both up;
+    /// their indices.
+    pub(crate) fn with_veth() -> (NetNs, u32, u32) {
+        let ns = NetNs::new();
+        let mut rtnl = Rtnl::open_in(ns.0.as_fd()).expect("a socket");
+        rtnl.link_add_veth("veth0", "veth1", None)
+            .expect("a veth pair");
+        let [left, right] = ["veth0", "veth1"].map(|name| {
+            let index = rtnl.link_by_name(name).expect("just made").index;
+            rtnl.link_set_up(index).expect("interface up");
+            index
+        });
+        (ns, left, right)
+    }
+
+    /// Runs `work` inside, on a thread of its own (which has no test's name:
+    /// call [`require`] before).
+    ///
+    /// # Panics
+    /// If `work` does.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        netns::with_netns(self.0.as_fd(), work).expect("runs in the namespace")
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }

@@ -13,15 +13,20 @@ function say(test, outcome, reason) {
     printf "%s\t%s\t%s\t%s\t%s\n", kernel, label, test, outcome, reason
 }
 
-function finish_binary(    i, name, count, reason) {
+function finish_binary(    i, name, count, end) {
     if (label == "")
         return
+    # libtest exits with 101 after a failed test.
+    if (rc == "") end = "no exit status"
+    else if (rc == 137) end = "killed: out of time or memory"
+    else if (rc != 0 && rc != 101) end = "exit status " rc
     count["ok"] = count["FAILED"] = count["ignored"] = 0
     for (i = 1; i <= tests; i++) {
         name = order[i]
         if (!(name in result)) {
             result[name] = "FAILED"
-            why[name] = "did not return"
+            why[name] = "did not return" (end != "" ? ": " end : "")
+            end = "told"
         }
         count[result[name]]++
         if (result[name] == "ok" && name in skip)
@@ -29,14 +34,12 @@ function finish_binary(    i, name, count, reason) {
         else
             say(name, result[name], why[name])
     }
-    if (rc == "")
-        say("(binary)", "FAILED", tests ? "no exit status; last test started: " order[tests] : "no exit status")
-    else if (rc == 137)
-        say("(binary)", "FAILED", "killed: out of time or memory" (tests ? " in or after " order[tests] : ""))
-    else if (rc != 0 && count["FAILED"] == 0)
-        say("(binary)", "FAILED", "exit status " rc (tests ? " in or after " order[tests] : "") (first_err != "" ? ": " first_err : ""))
-    else if (summary != count["ok"] " " count["FAILED"] " " count["ignored"])
-        say("(binary)", "FAILED", "summary does not agree with the lines read")
+    if (end == "" && rc != 0 && count["FAILED"] == 0)
+        end = "exit status " rc
+    else if (end == "" && summary != count["ok"] " " count["FAILED"] " " count["ignored"])
+        end = "summary does not agree with the lines read"
+    if (end != "" && end != "told")
+        say("(binary)", "FAILED", end (tests ? " after " order[tests] : "") (first_err != "" ? ": " first_err : ""))
     label = ""
 }
 
@@ -51,7 +54,8 @@ function note_skip(line,    at, test, reason, i) {
             skip[order[i]] = reason
             return
         }
-    say("(binary)", "FAILED", "skip of an unknown test: " line)
+    # A part of a test, under a name of its own.
+    say("(part) " test, "skipped", reason)
 }
 
 { sub(/\r+$/, "") }
@@ -97,9 +101,11 @@ current != "" && /(^|[^a-z])(ok|FAILED|ignored)$/ {
     summary = a " " b " " c
     next
 }
-# A panic message follows `thread 'name' panicked at place:`.
-/^thread '.*panicked at / { panicked = $2; gsub(/'/, "", panicked); place = $0; sub(/^.*panicked at /, "", place); next_line = 1; next }
-next_line { if (panicked in result) why[panicked] = place " " $0; next_line = 0 }
+# What failed says why below a line with its name; a thread it started may have
+# panicked in its place.
+/^---- .* stdout ----$/ { failing = $2; next }
+/^thread '.*panicked at / && failing != "" { place = $0; sub(/^.*panicked at /, "", place); next }
+place != "" { if (failing in result) why[failing] = place " " $0; failing = place = "" }
 
 END {
     label_open = label
