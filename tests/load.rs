@@ -1,0 +1,365 @@
+//! Objects of `tests/programs` through the loader: their programs check
+//! themselves and return the line of the failed check, or 0.
+
+mod common;
+
+use common::{Feature, LeakCheck, RING_BUFFER, ROOT, require, testdata};
+use ebpf_manager::bpf::{
+    Collection, Errno, LoadError, LoadOptions, Map, MapError, MapType, Program, ProgramError,
+    ProgramType, TestRun, open_object, pod,
+};
+use ebpf_manager::elf::{MapSpec, Object};
+
+/// `bpf_for_each_map_elem` and `bpf_loop` with function references.
+const CALLBACKS: Feature = Feature::new("bpf_loop", 5, 17);
+
+fn object(name: &str) -> Object {
+    open_object(testdata(name)).unwrap()
+}
+
+fn load(name: &str) -> Collection {
+    Collection::load(&object(name), LoadOptions::default())
+        .unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// Runs a program once; what it returns.
+fn run(program: &Program) -> u32 {
+    let data = [0_u8; 64];
+    let takes_data = !matches!(
+        program.program_type(),
+        ProgramType::RAW_TRACEPOINT | ProgramType::SYSCALL
+    );
+    let mut run = TestRun {
+        data_in: if takes_data { &data } else { &[] },
+        repeat: u32::from(takes_data),
+        ..TestRun::default()
+    };
+    program
+        .test_run(&mut run)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .retval
+}
+
+/// Runs the named programs; each must return 0.
+fn check(name: &str, collection: &Collection, programs: &[&str]) {
+    for program in programs {
+        let loaded = collection
+            .program(program)
+            .unwrap_or_else(|| panic!("{name}: no {program}"));
+        let line = run(loaded);
+        assert_eq!(line, 0, "{name}: {program} fails its check in line {line}");
+    }
+}
+
+fn map<'c>(collection: &'c Collection, name: &str) -> &'c Map {
+    collection
+        .map(name)
+        .unwrap_or_else(|| panic!("no map {name}"))
+}
+
+#[test]
+fn load_maps_of_every_kind() {
+    if !require(&RING_BUFFER) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("maps.bpf.o");
+    check("maps", &collection, &["maps_check"]);
+    assert_eq!(
+        map(&collection, "percpu_array").map_type(),
+        MapType::PERCPU_ARRAY
+    );
+    assert!(map(&collection, "perf_event_array").max_entries() > 0);
+
+    // An inner map that user space puts in.
+    let inner = Map::create(&MapSpec {
+        name: "inserted".to_owned(),
+        map_type: MapType::HASH,
+        key_size: 4,
+        value_size: 8,
+        max_entries: 5,
+        ..MapSpec::default()
+    })
+    .unwrap();
+    inner.set(&3_u32, &4_u64).unwrap();
+    let outer = map(&collection, "outer_hash");
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&inner));
+    match outer.set(&1_u64, &fd) {
+        Ok(()) => {}
+        Err(err) => panic!("{err}"),
+    }
+}
+
+#[test]
+fn load_globals_initial_and_patched() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let mut object = object("globals.bpf.o");
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    check("globals", &collection, &["globals_initial"]);
+    drop(collection);
+
+    object
+        .set_variable("patched_u32", &0xfeed_face_u32.to_ne_bytes())
+        .unwrap();
+    object.set_variable("patched_u8", &[0xab]).unwrap();
+    let array = [2_u64, 0x0102_0304_0506_0708];
+    object
+        .set_variable("patched_array", pod::slice_bytes(&array))
+        .unwrap();
+    object
+        .set_variable("patched_data", &(-77_i32).to_ne_bytes())
+        .unwrap();
+    object
+        .set_variable("patched_bss", &0xbeef_u16.to_ne_bytes())
+        .unwrap();
+    object
+        .set_variable("patched_custom", &1000_u32.to_ne_bytes())
+        .unwrap();
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    check("globals", &collection, &["globals_patched"]);
+
+    let wrong = object.set_variable("patched_u32", &[0]).unwrap_err();
+    assert!(
+        wrong.to_string().contains("has 4 bytes, the value has 1"),
+        "{wrong}"
+    );
+    assert!(object.set_variable("no_such", &[0]).is_err());
+}
+
+#[test]
+fn load_globals_are_shared_with_user_space() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("globals.bpf.o");
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    let program = collection.program("globals_count").unwrap();
+    for _ in 0..3 {
+        run(program);
+    }
+    let read = |name: &str| {
+        let variable = object.variable(name).unwrap();
+        let map = &collection.maps()[variable.map as usize];
+        let mut value = vec![0; map.value_size()];
+        assert!(map.lookup(&0_u32.to_ne_bytes(), &mut value).unwrap());
+        let at = variable.offset as usize;
+        u32::from_ne_bytes(value[at..at + 4].try_into().unwrap())
+    };
+    assert_eq!(read("count_data"), 103);
+    assert_eq!(read("count_bss"), 3);
+
+    // Read-only data is frozen: user space cannot change what the verifier
+    // took for granted.
+    let rodata = map(&collection, ".rodata");
+    let value = vec![0; rodata.value_size()];
+    let err = rodata.update(&0_u32.to_ne_bytes(), &value).unwrap_err();
+    assert!(err.is(Errno::EPERM), "{err}");
+}
+
+#[test]
+fn load_subprograms() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("subprogs.bpf.o");
+    check(
+        "subprogs",
+        &collection,
+        &[
+            "calls_nothing",
+            "calls_static",
+            "calls_reordered",
+            "calls_global",
+            "calls_from_tc",
+            "calls_from_xdp",
+        ],
+    );
+}
+
+#[test]
+fn load_static_programs_and_calls_between_sections() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let options = LoadOptions::default();
+    let collection = Collection::load(&object("sections.bpf.o"), options).unwrap();
+    check("sections", &collection, &["sections_check"]);
+    assert!(collection.program("sections_static_program").is_some());
+}
+
+#[test]
+fn load_tail_calls_from_static_initialisers() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("tailcall.bpf.o");
+    check("tailcall", &collection, &["tailcall_entry"]);
+}
+
+#[test]
+fn load_callbacks() {
+    if !require(&CALLBACKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("callback.bpf.o");
+    check("callback", &collection, &["callback_each", "callback_loop"]);
+}
+
+#[test]
+fn load_carries_names_btf_and_line_info() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("subprogs.bpf.o");
+    let program = collection.program("calls_static").unwrap();
+    let fd = std::os::fd::AsFd::as_fd(program);
+    let info = ebpf_manager_sys::bpf::prog_info(fd).unwrap();
+    assert_eq!(&info.name[..12], b"calls_static");
+    assert!(info.btf_id > 0, "no BTF");
+    assert_eq!(info.nr_func_info, 4, "one record for each function");
+    assert!(info.nr_line_info > 10, "{} lines", info.nr_line_info);
+    assert!(program.losses().is_empty() && collection.losses().is_empty());
+}
+
+#[test]
+fn load_ring_buffer_generator() {
+    if !require(&RING_BUFFER) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    load("ringbuf.bpf.o");
+    load("perfbuf.bpf.o");
+    let collection = load("noprogs.bpf.o");
+    assert!(collection.programs().is_empty());
+    assert!(!collection.maps().is_empty());
+}
+
+#[test]
+fn load_core_relocations_against_this_kernel() {
+    if !require(&RING_BUFFER) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("core.bpf.o");
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    for program in collection.programs() {
+        let line = run(program);
+        assert_eq!(
+            line,
+            0,
+            "core: {} fails its check in line {line}",
+            program.name()
+        );
+    }
+}
+
+#[test]
+fn load_says_which_core_relocation_is_missing() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("core_missing.bpf.o");
+    load_alone(&object, "core_missing_none").unwrap();
+    for program in object
+        .programs()
+        .iter()
+        .filter(|p| p.name.starts_with("err_"))
+    {
+        let err = load_alone(&object, &program.name).unwrap_err();
+        let LoadError::Program(ProgramError::Rejected(rejection)) = &err else {
+            panic!("{}: {err}", program.name)
+        };
+        let core = rejection.core.as_deref().unwrap_or_else(|| panic!("{err}"));
+        eprintln!("{err}");
+        assert!(core.contains("this kernel"), "{core}");
+        assert!(!err.to_string().contains("unknown#"), "{err}");
+    }
+}
+
+/// Loads one program of an object whose others are left out.
+fn load_alone(object: &Object, name: &str) -> Result<Collection, LoadError> {
+    let others = object.programs().iter().filter(|p| p.name != name);
+    let mut options = LoadOptions::default();
+    options.exclude = others.map(|p| p.name.clone()).collect();
+    options.include = vec![name.to_owned()];
+    Collection::load(object, options)
+}
+
+#[test]
+fn load_rejection_shows_log_and_source_line() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("bad_verifier.bpf.o");
+    let mut rejected = 0;
+    for program in object
+        .programs()
+        .iter()
+        .filter(|p| p.name.starts_with("err_"))
+    {
+        let err = load_alone(&object, &program.name).unwrap_err();
+        let LoadError::Program(ProgramError::Rejected(rejection)) = &err else {
+            panic!("{err}")
+        };
+        assert_eq!(rejection.program, program.name);
+        assert!(
+            !rejection.log.is_truncated(),
+            "{}",
+            rejection.log.as_str().len()
+        );
+        let summary = rejection.log.summary().unwrap();
+        assert!(!summary.starts_with("processed"), "{summary}");
+        let line = rejection
+            .source_line
+            .as_ref()
+            .unwrap_or_else(|| panic!("{err}"));
+        assert!(line.file.ends_with("bad_verifier.bpf.c"), "{line}");
+        assert!(line.line > 0 && !line.text.is_empty());
+        assert_eq!(line.function, program.name, "{err}");
+        rejected += 1;
+    }
+    assert!(rejected >= 3);
+    load_alone(&object, "verifier_accepts").unwrap();
+}
+
+#[test]
+fn load_failure_undoes_everything() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    // Maps are made before the program is refused.
+    let object = object("bad_verifier.bpf.o");
+    assert!(Collection::load(&object, LoadOptions::default()).is_err());
+}
+
+#[test]
+fn load_refuses_a_map_without_size() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let err = Map::create(&MapSpec {
+        name: "empty".to_owned(),
+        map_type: MapType::HASH,
+        key_size: 4,
+        value_size: 4,
+        ..MapSpec::default()
+    })
+    .unwrap_err();
+    assert!(
+        matches!(&err, MapError::Spec { map, .. } if map == "empty"),
+        "{err}"
+    );
+}
