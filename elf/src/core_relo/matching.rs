@@ -188,7 +188,6 @@ impl<'a> Pair<'_, 'a> {
                 }
                 to.steps = steps;
                 to.accessors.truncate(accessors);
-                to.bit_offset = bit_offset;
             }
             index += 1;
         }

@@ -345,6 +345,19 @@ fn arrays() {
     // Beyond a flexible array's zero elements.
     let tail = local(ReloKind::FIELD_BYTE_OFFSET, "0:1:5", root);
     assert_eq!(tail.values(&kernel(4)), (52, 112));
+    // An array without elements that others follow is no flexible one.
+    let middle = |b: &mut BtfBuilder, ids: &Ids| {
+        let empty = b.add_array(ids.uint, ids.int, 0);
+        b.add_struct("vec", 8, &[at("tail", empty, 0), at("end", ids.u64, 0)])
+    };
+    assert_eq!(
+        local(ReloKind::FIELD_BYTE_OFFSET, "0:0:5", middle).problem(&kernel(4)),
+        CoreProblem::BadAccess
+    );
+    let shifted = blob(|b, ids| {
+        middle(b, ids);
+    });
+    assert_eq!(tail.poison(&shifted), Some(PoisonReason::NoMatch));
     // Beyond the end of another.
     assert_eq!(
         local(ReloKind::FIELD_BYTE_OFFSET, "0:0:4", root).problem(&kernel(4)),

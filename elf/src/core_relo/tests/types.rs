@@ -105,6 +105,23 @@ fn enumerators() {
         local(ReloKind::ENUMVAL_EXISTS, "0", root).values(&kernel),
         (1, 1)
     );
+    // Old compilers do not say that an enumeration is signed: both readings of
+    // a value above 2^31 are taken, and the new value read alike.
+    let high = |value: i32| {
+        move |b: &mut BtfBuilder, _: &Ids| b.add_enum("state", 4, false, &[("TOP", value)])
+    };
+    let kernel = blob(|b, ids| {
+        high(-7)(b, ids);
+    });
+    let top = local(ReloKind::ENUMVAL_VALUE, "0", high(-9));
+    assert_eq!(top.values(&kernel), (-9_i64 as u64, -7_i64 as u64));
+    top.with(&kernel, |resolver| {
+        for (old, new) in [(-9_i64 as u64, -7_i64 as u64), (0xffff_fff7, 0xffff_fff9)] {
+            let mut insns = Insn::ld_imm64(1, 0, old);
+            assert_eq!(resolver.apply(&mut insns, 0, &top.relo, 0), Ok(None));
+            assert_eq!(insns, Insn::ld_imm64(1, 0, new));
+        }
+    });
     // Through a typedef, whose name is what counts.
     let typedef = |b: &mut BtfBuilder, ids: &Ids| {
         let state = root(b, ids);
@@ -196,6 +213,19 @@ fn type_matching() {
     }
     assert!(!type_matches(pointer[0], pointer[3]) && !type_matches(pointer[3], pointer[0]));
     assert!(!type_matches(pointer[2], pointer[3]));
+
+    let declared: [Make; 2] = [
+        |b, _| {
+            let inner = b.add_fwd("in", false);
+            b.add_typedef("t", inner)
+        },
+        |b, _| {
+            let inner = b.add_struct("in", 0, &[]);
+            b.add_typedef("t", inner)
+        },
+    ];
+    assert!(type_matches(declared[0], declared[0]) && type_matches(declared[1], declared[1]));
+    assert!(!type_matches(declared[0], declared[1]) && !type_matches(declared[1], declared[0]));
 
     let state: Make = |b, _| b.add_enum("t", 4, false, &[("ON", 1)]);
     let states: Make = |b, _| b.add_enum("t", 4, false, &[("OFF", 1), ("ON", 9)]);
