@@ -39,6 +39,24 @@ const MAX_DEPTH: u32 = 32;
 /// A *split* BTF (a kernel module's, or an object's on top of a kernel)
 /// continues the type ids and string offsets of its base; lookups by id and
 /// offset reach into the base, walks cover the split part only.
+///
+/// ```
+/// use ebpf_manager_elf::btf::{Btf, BtfError, Kind};
+///
+/// fn members(blob: &[u8], name: &str) -> Result<Vec<String>, BtfError> {
+///     let btf = Btf::parse(blob)?;
+///     let id = btf.find_by_name_kind(name, Kind::STRUCT);
+///     let members = id.and_then(|id| btf.get(id)).into_iter().flat_map(|ty| ty.members());
+///     Ok(members.map(|m| btf.name(m.name_off).to_owned()).collect())
+/// }
+///
+/// # use ebpf_manager_elf::btf::encode::{BtfBuilder, NewMember};
+/// # let mut b = BtfBuilder::new();
+/// # let int = b.add_int("int", 4, true);
+/// # b.add_struct("task", 4, &[NewMember { name: "pid", type_id: int, bit_offset: 0, bit_size: 0 }]);
+/// assert_eq!(members(&b.to_bytes()?, "task")?, ["pid"]);
+/// # Ok::<(), BtfError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Btf<'a> {
     raw: &'a [u8],

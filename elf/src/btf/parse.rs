@@ -117,44 +117,43 @@ impl BtfIndex {
     }
 }
 
+/// Bytes behind a type's header: a fixed part and a part per element. 255 for
+/// kinds whose layout is not known here, and for void, which is no record.
+const SIZES: [(u8, u8); 128] = {
+    const UNKNOWN: (u8, u8) = (u8::MAX, 0);
+    let mut sizes = [UNKNOWN; 128];
+    let mut kind = Kind::INT.0 as usize;
+    while kind <= Kind::MAX.0 as usize {
+        sizes[kind] = match Kind(kind as u8) {
+            Kind::INT | Kind::VAR | Kind::DECL_TAG => (4, 0),
+            Kind::ARRAY => (12, 0),
+            Kind::STRUCT | Kind::UNION | Kind::DATASEC | Kind::ENUM64 => (0, 12),
+            Kind::ENUM | Kind::FUNC_PROTO => (0, 8),
+            _ => (0, 0),
+        };
+        kind += 1;
+    }
+    sizes
+};
+
 /// Bytes behind the header of a type with this `info` word; `None` if its kind
 /// is unknown to this crate and to `layout`.
 #[inline]
 pub(crate) fn data_len(info: u32, layout: &[u8]) -> Option<usize> {
-    // Fixed part, part per element.
-    const SIZES: [(u8, u8); 20] = [
-        (u8::MAX, 0), // void is no record
-        (4, 0),
-        (0, 0),
-        (12, 0),
-        (0, 12),
-        (0, 12),
-        (0, 8),
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        (0, 0),
-        (0, 8),
-        (4, 0),
-        (0, 12),
-        (0, 0),
-        (4, 0),
-        (0, 0),
-        (0, 12),
-    ];
-    let kind = info_kind(info).0 as usize;
-    let (fixed, each) = match SIZES.get(kind) {
-        Some(&(u8::MAX, _)) => return None,
-        Some(&sizes) => sizes,
-        None => {
-            let entry = slice_at(layout, kind * 4, 2)?;
-            (*entry.first()?, *entry.get(1)?)
-        }
-    };
+    let kind = info_kind(info).0 & 127;
+    let (mut fixed, mut each) = SIZES[kind as usize];
+    if fixed == u8::MAX {
+        (fixed, each) = announced(kind, layout)?;
+    }
     // 255 + 2^24 * 255 fits 32 bits.
     Some((fixed as u32 + info_vlen(info) * each as u32) as usize)
+}
+
+/// What the blob says about a kind that is unknown here.
+#[cold]
+fn announced(kind: u8, layout: &[u8]) -> Option<(u8, u8)> {
+    let entry = slice_at(layout, kind as usize * 4, 2).filter(|_| kind > Kind::MAX.0)?;
+    Some((*entry.first()?, *entry.get(1)?))
 }
 
 /// Checks the header and finds the sections; the index is left empty and
@@ -226,6 +225,10 @@ fn open<'a>(bytes: &'a [u8], base: Option<&'a Btf<'a>>) -> Result<Btf<'a>, BtfEr
     if first_str.checked_add(str_len).is_none() {
         return fail(P::TooLarge, 20);
     }
+    let most_types = (types.len() / TYPE_HEADER_SIZE) as u32;
+    if first_id.checked_add(most_types).is_none() {
+        return fail(P::TooLarge, 12);
+    }
     Ok(Btf {
         raw: bytes,
         types,
@@ -284,12 +287,16 @@ pub(crate) fn walk(
     mut index: Option<&mut Vec<u32>>,
     mut search: Option<Search<'_, '_>>,
 ) -> Result<TypeId, BtfError> {
-    let types = btf.types;
+    let mut rest = btf.types;
     let mut id = btf.first_id;
-    let mut offset = 0;
-    while offset < types.len() {
-        let Some([name_off, info, _]) = words_at::<3>(types, offset) else {
-            return Err(type_error(btf, BtfProblem::Truncated, offset, id));
+    while !rest.is_empty() {
+        let offset = btf.types.len() - rest.len();
+        let fail = |what| Err(type_error(btf, what, offset, id));
+        let Some((header, data)) = rest.split_at_checked(TYPE_HEADER_SIZE) else {
+            return fail(BtfProblem::Truncated);
+        };
+        let Some([name_off, info, _]) = words_at::<3>(header, 0) else {
+            return fail(BtfProblem::Truncated);
         };
         if let Some(index) = &mut index
             && (id - btf.first_id) & ((1 << INDEX_SHIFT) - 1) == 0
@@ -302,18 +309,14 @@ pub(crate) fn walk(
             query.check(btf, id, name_off, info_kind(info), hits);
         }
         let Some(len) = data_len(info, btf.layout) else {
-            return Err(type_error(btf, BtfProblem::Kind, offset, id));
+            return fail(BtfProblem::Kind);
         };
-        // Both terms are below 2^33 on machines that can address that much,
-        // and saturate on those that cannot.
-        offset = offset.saturating_add(TYPE_HEADER_SIZE).saturating_add(len);
-        id = match id.checked_add(1) {
-            Some(id) => id,
-            None => return Err(type_error(btf, BtfProblem::TooLarge, offset, id)),
+        let Some(next) = data.get(len..) else {
+            return fail(BtfProblem::Truncated);
         };
-    }
-    if offset > types.len() {
-        return Err(type_error(btf, BtfProblem::Truncated, types.len(), id - 1));
+        rest = next;
+        // `open` made sure that there are as many ids.
+        id = id.wrapping_add(1);
     }
     Ok(id)
 }

@@ -111,8 +111,14 @@ impl<'a> Pair<'_, 'a> {
 
     /// Equal names, flavours aside.
     fn same_name(&self, local: u32, target: u32) -> bool {
-        essential_name(self.local.name_bytes(local))
-            == essential_name(self.target.name_bytes(target))
+        self.is_named(target, essential_name(self.local.name_bytes(local)))
+    }
+
+    /// Whether a name of the target is `name` once its flavour is taken off.
+    fn is_named(&self, target: u32, name: &[u8]) -> bool {
+        // Most names differ early, long before their ends are found.
+        self.target.strings_from(target).starts_with(name)
+            && essential_name(self.target.name_bytes(target)) == name
     }
 
     /// Finds the named member that `accessor` stands for in the struct `ty`
@@ -182,7 +188,6 @@ impl<'a> Pair<'_, 'a> {
                 }
                 to.steps = steps;
                 to.accessors.truncate(accessors);
-                to.bit_offset = bit_offset;
             }
             index += 1;
         }
@@ -239,7 +244,7 @@ impl<'a> Pair<'_, 'a> {
         let name = essential_name(self.local.name_bytes(accessor.name_off));
         for (index, value) in (0..).zip(ty.enumerators()) {
             budget.spend()?;
-            if essential_name(self.target.name_bytes(value.name_off)) == name {
+            if self.is_named(value.name_off, name) {
                 to.step()?;
                 to.accessors.push(Accessor {
                     type_id,
@@ -401,7 +406,7 @@ impl<'a> Pair<'_, 'a> {
             let mut found = false;
             for other in target.enumerators() {
                 budget.spend()?;
-                found = essential_name(self.target.name_bytes(other.name_off)) == name;
+                found = self.is_named(other.name_off, name);
                 if found {
                     break;
                 }
@@ -424,10 +429,11 @@ impl<'a> Pair<'_, 'a> {
             return Ok(false);
         }
         for member in local.members() {
+            let name = essential_name(self.local.name_bytes(member.name_off));
             let mut found = false;
             for other in target.members() {
                 budget.spend()?;
-                found = self.same_name(member.name_off, other.name_off)
+                found = self.is_named(other.name_off, name)
                     && self.types_match(member.type_id, other.type_id, false, level - 1, budget)?;
                 if found {
                     break;

@@ -14,6 +14,33 @@
 //!    [`Resolver::needs_modules`];
 //! 4. [`Resolver::apply`] resolves and patches, one relocation at a time.
 //!
+//! ```
+//! use ebpf_manager_elf::btf::{Btf, NameQuery, ext::Block};
+//! use ebpf_manager_elf::core_relo::{self, Poison, Resolver};
+//! use ebpf_manager_sys::abi::insn::Insn;
+//!
+//! fn relocate(
+//!     object: &Btf<'_>,
+//!     relos: &Block<'_>,
+//!     insns: &mut [Insn],
+//!     kernel: &[u8],
+//! ) -> Result<Vec<Poison>, Box<dyn std::error::Error>> {
+//!     let mut query = NameQuery::new();
+//!     core_relo::add_roots(&mut query, object, relos.core_relos());
+//!     query.finish();
+//!     let mut hits = Vec::new();
+//!     let kernel = Btf::scan(kernel, None, &query, &mut hits)?;
+//!     let mut resolver = Resolver::new(object, &query);
+//!     resolver.add_target(&kernel, hits);
+//!     let mut poisoned = Vec::new();
+//!     for (index, relo) in (0..).zip(relos.core_relos()) {
+//!         let insn = relo.insn_off as usize / 8;
+//!         poisoned.extend(resolver.apply(insns, insn, &relo, index)?);
+//!     }
+//!     Ok(poisoned)
+//! }
+//! ```
+//!
 //! A relocation without an answer does not fail: its instruction is poisoned
 //! (see [`POISON`]), because it may be dead code behind an existence check.
 //! The [`Poison`] that describes it lets a caller explain the verifier's

@@ -219,7 +219,10 @@ impl BtfBuilder {
         for id in self.first_id..self.end_id() {
             match self.kind(id) {
                 Kind::VAR if !has(BtfFeatures::DATASEC) => self.make_byte(id),
-                Kind::DECL_TAG if !has(BtfFeatures::DECL_TAG) => self.make_byte(id),
+                // Tags may be on variables, which went.
+                Kind::DECL_TAG if !has(BtfFeatures::DECL_TAG | BtfFeatures::DATASEC) => {
+                    self.make_byte(id);
+                }
                 Kind::DATASEC if !has(BtfFeatures::DATASEC) => self.make_struct(id),
                 Kind::DATASEC
                     if !has(BtfFeatures::QMARK_DATASEC)

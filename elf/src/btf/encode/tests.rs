@@ -334,7 +334,7 @@ fn old_kernels_get_what_they_know() {
     assert_eq!(one(BtfFeatures::DECL_TAG, 17), 1);
     assert_eq!(one(BtfFeatures::TYPE_TAG, 18), 1);
     assert_eq!(one(BtfFeatures::FUNC, 13), 2);
-    assert_eq!(one(BtfFeatures::DATASEC, 15), 2);
+    assert_eq!(one(BtfFeatures::DATASEC, 15), 3);
     assert_eq!(one(BtfFeatures::ENUM64, 19), 2);
 
     let mut b = BtfBuilder::new();
