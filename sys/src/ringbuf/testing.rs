@@ -1,13 +1,15 @@
 //! What the ring tests need of bpf(2), without the wrappers they test.
 
 use std::ffi::c_long;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::abi::bpf::{Command, MapType, ProgramType};
 use crate::abi::insn::{Insn, class, mode, pseudo, size};
 use crate::errno::SysError;
 use crate::fd::own;
 
+/// `bpf_perf_event_output`.
+pub(crate) const PERF_EVENT_OUTPUT: i32 = 25;
 /// `bpf_ringbuf_output`.
 pub(crate) const RINGBUF_OUTPUT: i32 = 130;
 /// `bpf_ringbuf_reserve`.
@@ -51,6 +53,16 @@ pub(crate) fn create_map(
             None
         }
     }
+}
+
+/// Sets element `key` of an array of descriptors.
+pub(crate) fn update(map: BorrowedFd<'_>, key: u32, fd: BorrowedFd<'_>) {
+    let value = fd.as_raw_fd();
+    let mut attr = [0; 32];
+    attr[0] = map.as_raw_fd() as u32;
+    put_u64(&mut attr, 2, std::ptr::from_ref(&key) as u64);
+    put_u64(&mut attr, 4, std::ptr::from_ref(&value) as u64);
+    bpf(Command::MAP_UPDATE_ELEM, &mut attr).unwrap();
 }
 
 pub(crate) fn load(kind: ProgramType, insns: &[Insn]) -> OwnedFd {
