@@ -1,11 +1,12 @@
 //! Shared mappings whose memory the kernel may change at any time, and the one
 //! kernel file whose memory never changes.
 //!
-//! [`Mapping`] hands out no reference to plain memory: a `&[u8]` promises that
+//! A `Mapping` hands out no reference to its memory: a `&[u8]` promises that
 //! nobody writes while it lives, which memory shared with the kernel cannot
-//! keep. It offers bounds-checked atomic loads and stores instead. The rings
-//! built on top lend single records, for exactly as long as their protocol
-//! forbids the kernel to write there.
+//! keep. The rings built on top access positions as atomics and lend single
+//! records, for exactly as long as their protocol forbids the kernel to write
+//! there. It stays inside the crate, because whoever could map a ring a second
+//! time and store to it would break that protocol in safe code.
 //!
 //! Regular files are not offered as slices at all: whoever may open one may
 //! truncate or rewrite it under the mapping, so they have to be read.
@@ -13,12 +14,10 @@
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 use crate::Result;
-use crate::abi::pod::Pod;
 use crate::errno::{Errno, SysError};
 
 /// Bytes of a memory page.
@@ -30,22 +29,21 @@ pub fn page_size() -> usize {
 
 /// What a mapping allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// Loads only.
+pub(crate) enum Access {
     Read,
-    /// Loads and stores.
     ReadWrite,
 }
 
-/// A shared mapping (`MAP_SHARED`) of memory that the kernel or another
-/// process may write to.
+/// A shared mapping (`MAP_SHARED`) of memory that the kernel may write to.
 ///
 /// Dropping it unmaps. The mapping keeps the mapped object (BPF map, perf
 /// event ring) alive, its descriptor may be closed.
+///
+/// It is `Send` and `Sync` because it only is an address and a length: every
+/// access is an unsafe one that its user justifies.
 #[derive(Debug)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     raw: MmapRaw,
-    access: Access,
 }
 
 impl Mapping {
@@ -55,7 +53,12 @@ impl Mapping {
     /// `EINVAL` if `len` is zero or `offset` is no multiple of the page size;
     /// otherwise what mmap(2) says, such as `EPERM` where the kernel allows no
     /// writable mapping, or `ENODEV` where it allows none.
-    pub fn new(fd: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> Result<Mapping> {
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<Mapping> {
         if len == 0 || !offset.is_multiple_of(page_size() as u64) {
             return Err(SysError::new("mmap", Errno::EINVAL));
         }
@@ -66,82 +69,15 @@ impl Mapping {
             Access::ReadWrite => options.map_raw(fd.as_raw_fd()),
         };
         let raw = raw.map_err(|err| SysError::from_io("mmap", &err))?;
-        Ok(Mapping { raw, access })
+        Ok(Mapping { raw })
     }
 
-    /// Bytes mapped; never zero.
-    #[allow(clippy::len_without_is_empty, reason = "a mapping is never empty")]
-    pub fn len(&self) -> usize {
-        self.raw.len()
-    }
-
-    /// The `u32` at byte `offset`, loaded with acquire ordering; `None` if the
-    /// offset is out of bounds or not a multiple of 4.
-    pub fn load_u32(&self, offset: usize) -> Option<u32> {
-        Some(self.atomic_u32(offset)?.load(Ordering::Acquire))
-    }
-
-    /// The `u64` at byte `offset`, loaded with acquire ordering; `None` if the
-    /// offset is out of bounds or not a multiple of 8.
-    pub fn load_u64(&self, offset: usize) -> Option<u64> {
-        Some(self.atomic_u64(offset)?.load(Ordering::Acquire))
-    }
-
-    /// Stores a `u32` at byte `offset` with release ordering; `None` if the
-    /// offset is out of bounds or not a multiple of 4, or the mapping is
-    /// read-only.
-    pub fn store_u32(&self, offset: usize, value: u32) -> Option<()> {
-        self.writable()?;
-        self.atomic_u32(offset)?.store(value, Ordering::Release);
-        Some(())
-    }
-
-    /// Stores a `u64` at byte `offset` with release ordering; `None` if the
-    /// offset is out of bounds or not a multiple of 8, or the mapping is
-    /// read-only.
-    pub fn store_u64(&self, offset: usize, value: u64) -> Option<()> {
-        self.writable()?;
-        self.atomic_u64(offset)?.store(value, Ordering::Release);
-        Some(())
-    }
-
-    fn writable(&self) -> Option<()> {
-        (self.access == Access::ReadWrite).then_some(())
-    }
-
-    /// The atomic at `offset`. A store to a read-only mapping would fault,
-    /// which is why the callers above ask first.
-    fn atomic_u32(&self, offset: usize) -> Option<&AtomicU32> {
-        let at = self.place::<u32>(offset)?;
-        // SAFETY: `place` checked bounds and alignment; the memory stays
-        // mapped as long as `self`, and this crate accesses shared memory of
-        // a mapping's atomics in no other way.
-        Some(unsafe { AtomicU32::from_ptr(at) })
-    }
-
-    fn atomic_u64(&self, offset: usize) -> Option<&AtomicU64> {
-        let at = self.place::<u64>(offset)?;
-        // SAFETY: as in `atomic_u32`.
-        Some(unsafe { AtomicU64::from_ptr(at) })
-    }
-
-    /// Pointer to the integer at `offset`, if in bounds and aligned (mappings
-    /// start at a page).
-    fn place<T: Pod>(&self, offset: usize) -> Option<*mut T> {
-        fits(self.len(), offset, size_of::<T>()).then(|| self.ptr_at(offset))
-    }
-
-    /// Pointer to byte `offset` of the mapping, unchecked. Reading through it
-    /// is the caller's to justify.
+    /// Pointer to byte `offset` of the mapping, which starts at a page.
+    /// Unchecked: bounds and alignment are for the user to justify.
     #[inline]
     pub(crate) fn ptr_at<T>(&self, offset: usize) -> *mut T {
         self.raw.as_mut_ptr().wrapping_add(offset).cast()
     }
-}
-
-/// Whether `size` bytes, aligned to their own size, lie at `offset` in `len`.
-fn fits(len: usize, offset: usize, size: usize) -> bool {
-    offset.is_multiple_of(size) && offset.checked_add(size).is_some_and(|end| end <= len)
 }
 
 /// A read-only mapping of memory that does not change while it is mapped.
@@ -238,11 +174,20 @@ pub(crate) mod testing {
 
     /// Writes as the kernel would: behind the reader's back.
     pub(crate) fn poke(map: &Mapping, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= map.len());
+        assert!(offset + bytes.len() <= map.raw.len());
         let to = map.ptr_at(offset);
         // SAFETY: in bounds as asserted; the tests write only where the ring
         // protocol has given the memory to the producer.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+
+    pub(crate) fn peek(map: &Mapping, offset: usize, len: usize) -> Vec<u8> {
+        assert!(offset + len <= map.raw.len());
+        let mut bytes = vec![0; len];
+        let from = map.ptr_at::<u8>(offset);
+        // SAFETY: in bounds as asserted; nobody else writes meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), len) };
+        bytes
     }
 }
 
@@ -260,28 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn bounds() {
-        assert!(fits(16, 8, 8));
-        assert!(!fits(16, 9, 8));
-        assert!(!fits(16, 12, 8));
-        assert!(!fits(16, 16, 4));
-        assert!(!fits(16, usize::MAX - 3, 4));
-        assert!(!fits(7, 0, 8));
-    }
-
-    #[test]
-    fn loads_and_stores_reach_the_shared_memory() {
-        let fd = testing::memfd(page_size());
-        let rw = testing::writable(&fd, page_size());
-        let ro = Mapping::new(fd.as_fd(), 0, page_size(), Access::Read).unwrap();
-        assert_eq!(rw.store_u64(8, 0x0102_0304_0506_0708), Some(()));
-        assert_eq!(ro.load_u64(8), Some(0x0102_0304_0506_0708));
-        assert_eq!(rw.store_u32(0, 7), Some(()));
-        assert_eq!(ro.load_u32(0), Some(7));
-        assert_eq!(ro.store_u32(0, 1), None);
-        assert_eq!(ro.store_u64(0, 1), None);
-        assert_eq!(ro.load_u64(page_size()), None);
-        assert_eq!(ro.load_u64(4), None);
+    fn mappings_share_their_memory() {
+        let page = page_size();
+        let fd = testing::memfd(2 * page);
+        let whole = testing::writable(&fd, 2 * page);
+        let second = Mapping::new(fd.as_fd(), page as u64, page, Access::Read).unwrap();
+        testing::poke(&whole, page + 8, b"shared");
+        assert_eq!(testing::peek(&second, 8, 6), b"shared");
     }
 
     #[test]

@@ -1,1 +1,391 @@
-//! Reading side of a perf event ring.
+//! Reading side of a perf event's ring: what `bpf_perf_event_output()` wrote,
+//! and how much of it was lost.
+//!
+//! # Protocol
+//!
+//! Two positions in the mapping's first page count bytes for ever: the kernel
+//! advances `data_head`, we advance `data_tail`. Between them lie records, each
+//! with a header that gives its size, a multiple of 8. Unlike a BPF ring
+//! buffer the data is mapped once, so a record may wrap; such a record is
+//! copied into a scratch buffer, all others are lent in place.
+//!
+//! The kernel writes records, then `data_head` (`perf_output_put_handle()` in
+//! `kernel/events/ring_buffer.c` of Linux 6.12, whose comment draws the
+//! pairing). We load `data_head` with acquire ordering, which makes the records
+//! before it visible, and store `data_tail` with release ordering after the
+//! last use of what lies before it. The ring is mapped writable, which tells
+//! the kernel to drop new records instead of overwriting unread ones.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::Result;
+use crate::abi::perf::{AttrFlags, MmapPage, OpenFlags, RecordHeader, record_type};
+use crate::abi::pod::from_bytes;
+use crate::errno::{Errno, SysError};
+use crate::mmap::{Access, Mapping, page_size};
+use crate::perf::PerfEvent;
+use crate::ringbuf::CorruptRing;
+
+const HEADER_SIZE: usize = size_of::<RecordHeader>();
+const HEAD: usize = std::mem::offset_of!(MmapPage, data_head);
+const TAIL: usize = std::mem::offset_of!(MmapPage, data_tail);
+const DATA_OFFSET: usize = std::mem::offset_of!(MmapPage, data_offset);
+const DATA_SIZE: usize = std::mem::offset_of!(MmapPage, data_size);
+
+/// A record of a perf ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum PerfRecord<'r> {
+    /// A sample's raw data.
+    ///
+    /// The kernel pads it: up to seven bytes follow what the program wrote,
+    /// and nothing tells them apart. It is aligned to 4 bytes.
+    Sample {
+        /// The data.
+        data: &'r [u8],
+    },
+    /// The ring was full.
+    Lost {
+        /// Records lost since the last one that was not.
+        count: u64,
+    },
+    /// Something else, such as throttling.
+    Other {
+        /// See [`record_type`](mod@record_type).
+        kind: u32,
+    },
+}
+
+/// Where in a record the kernel puts what.
+fn decode(header: RecordHeader, record: &[u8], raw_offset: usize) -> Option<PerfRecord<'_>> {
+    let word = |offset: usize| from_bytes::<u64>(record.get(offset..offset + 8)?);
+    match header.kind {
+        record_type::SAMPLE => {
+            let sized = record.get(raw_offset..)?;
+            let (size, data) = sized.split_at_checked(4)?;
+            let data = data.get(..from_bytes::<u32>(size)? as usize)?;
+            Some(PerfRecord::Sample { data })
+        }
+        // Behind the header: event id, then the count.
+        record_type::LOST => Some(PerfRecord::Lost { count: word(16)? }),
+        record_type::LOST_SAMPLES => Some(PerfRecord::Lost { count: word(8)? }),
+        kind => Some(PerfRecord::Other { kind }),
+    }
+}
+
+/// Whether a record of `size` bytes is one: with a header, in whole words, and
+/// within what was written.
+fn is_sound(size: usize, available: usize) -> bool {
+    size >= HEADER_SIZE && size.is_multiple_of(8) && size <= available
+}
+
+/// A perf event with its ring.
+///
+/// Wait on its descriptor for [`READABLE`](crate::poll::Interest::READABLE).
+/// The kernel reports that once per wakeup, also when level-triggered: drain
+/// the ring before waiting again. Dropping it unmaps the ring and closes the
+/// event.
+pub struct PerfRing {
+    // First: unmapped before the event is closed.
+    ring: Ring,
+    event: PerfEvent,
+}
+
+impl PerfRing {
+    /// Maps a ring of `pages` pages, a power of two, for the samples of
+    /// `event`. Each event has its own ring, so a reader needs one per CPU.
+    ///
+    /// # Errors
+    /// - `EINVAL` if `pages` is no power of two; if the event's samples have
+    ///   no raw data, or members of variable size in front of it; or if it
+    ///   writes backward, or to another event's ring.
+    /// - `EPERM` if the ring is longer than `perf_event_mlock_kb` and
+    ///   `RLIMIT_MEMLOCK` allow a process without `CAP_IPC_LOCK`.
+    /// - What mmap(2) says.
+    pub fn new(event: PerfEvent, pages: usize) -> Result<PerfRing> {
+        let invalid =
+            |why: &'static str| SysError::new("mmap(perf event)", Errno::EINVAL).with_detail(why);
+        let Some(raw_offset) = event.sample_type().raw_offset() else {
+            return Err(invalid("samples without raw data at a fixed place"));
+        };
+        if event.attr_flags().contains(AttrFlags::WRITE_BACKWARD) {
+            return Err(invalid("the event writes its ring backward"));
+        }
+        // Both events' mappings would be the same ring, with two readers.
+        if event.open_flags().contains(OpenFlags::FD_OUTPUT) {
+            return Err(invalid("the event writes to another event's ring"));
+        }
+        if !pages.is_power_of_two() {
+            return Err(invalid("size is not a power of two"));
+        }
+        let ring = Ring::map(event.as_fd(), pages, raw_offset)?;
+        Ok(PerfRing { ring, event })
+    }
+
+    /// The event.
+    pub fn event(&self) -> &PerfEvent {
+        &self.event
+    }
+
+    /// Bytes of the ring.
+    pub fn size(&self) -> usize {
+        self.ring.data.mask + 1
+    }
+
+    /// Bytes not read yet.
+    pub fn available(&self) -> usize {
+        self.ring.data.available(self.ring.tail)
+    }
+
+    /// Hands records to `each`, in order, until none is left, `max` were
+    /// handed over, or `each` breaks. Returns how many were. Fewer than `max`,
+    /// without a break, means that it is time to wait.
+    ///
+    /// The record that `each` breaks or panics at counts as read. Space is
+    /// given back to the kernel each quarter of the ring and at the end.
+    ///
+    /// # Errors
+    /// [`CorruptRing`] if there is something else than a record. Records
+    /// before it were handed over and are released; reading stays there.
+    pub fn drain<F>(&mut self, max: usize, each: F) -> Result<usize, CorruptRing>
+    where
+        F: FnMut(PerfRecord<'_>) -> ControlFlow<()>,
+    {
+        self.ring.drain(max, each)
+    }
+}
+
+impl AsFd for PerfRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+impl fmt::Debug for PerfRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerfRing")
+            .field("event", &self.event)
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The ring without its event.
+struct Ring {
+    data: Data,
+    /// What the kernel knows as `data_tail`; a multiple of 8.
+    tail: u64,
+    /// See [`SampleType::raw_offset`](crate::abi::perf::SampleType::raw_offset).
+    raw_offset: usize,
+    /// A record that wraps, put together. Grows to the longest such record.
+    scratch: Vec<u8>,
+}
+
+impl Ring {
+    fn map(fd: BorrowedFd<'_>, pages: usize, raw_offset: usize) -> Result<Ring> {
+        let page = page_size();
+        let invalid = || SysError::new("mmap(perf event)", Errno::EINVAL);
+        let total = pages.checked_add(1).and_then(|n| n.checked_mul(page));
+        let total = total.ok_or_else(invalid)?;
+        let map = Mapping::new(fd, 0, total, Access::ReadWrite)?;
+        let data = Data {
+            map,
+            offset: page,
+            mask: pages * page - 1,
+        };
+        // Zero before Linux 4.1, which had the same layout.
+        let offset = data.word(DATA_OFFSET).load(Ordering::Acquire);
+        let size = data.word(DATA_SIZE).load(Ordering::Acquire);
+        if size != 0 && (size != (pages * page) as u64 || offset != page as u64) {
+            return Err(invalid().with_detail("unknown layout of the perf ring"));
+        }
+        let tail = data.word(TAIL).load(Ordering::Acquire);
+        if !tail.is_multiple_of(8) {
+            return Err(invalid().with_detail("the perf ring's tail is not a multiple of 8"));
+        }
+        Ok(Ring {
+            data,
+            tail,
+            raw_offset,
+            scratch: Vec::new(),
+        })
+    }
+
+    fn drain<F>(&mut self, max: usize, mut each: F) -> Result<usize, CorruptRing>
+    where
+        F: FnMut(PerfRecord<'_>) -> ControlFlow<()>,
+    {
+        let Ring {
+            data,
+            tail,
+            raw_offset,
+            scratch,
+        } = self;
+        let data = &*data;
+        let batch = (data.mask + 1) / 4;
+        let mut guard = ReleaseOnDrop {
+            data,
+            tail,
+            read: 0,
+        };
+        let mut handed = 0;
+        loop {
+            // Everything read is released here.
+            let start = *guard.tail;
+            let available = data.available(start);
+            if available > data.mask + 1 {
+                return Err(corrupt(start, RecordHeader::default(), available));
+            }
+            let end = available.min(batch);
+            let mut read = 0;
+            while read < end {
+                if handed == max {
+                    return Ok(handed);
+                }
+                let at = start.wrapping_add(read as u64);
+                let rest = available - read;
+                // A multiple of 8 is left, since positions are ones; anything
+                // else is caught here, before a header is read.
+                if rest < HEADER_SIZE {
+                    return Err(corrupt(at, RecordHeader::default(), rest));
+                }
+                let header = data.header(at);
+                let size = usize::from(header.size);
+                if !is_sound(size, rest) {
+                    return Err(corrupt(at, header, rest));
+                }
+                let record = match data.in_place(at, size) {
+                    Some(record) => record,
+                    None => data.put_together(at, size, scratch),
+                };
+                let Some(record) = decode(header, record, *raw_offset) else {
+                    return Err(corrupt(at, header, rest));
+                };
+                read += size;
+                handed += 1;
+                // Before the call: a panic must not bring it again.
+                guard.read = read;
+                if each(record).is_break() {
+                    return Ok(handed);
+                }
+            }
+            if read == 0 {
+                return Ok(handed);
+            }
+            guard.release();
+        }
+    }
+}
+
+#[cold]
+fn corrupt(position: u64, header: RecordHeader, available: usize) -> CorruptRing {
+    let kind = u64::from(header.kind);
+    let rest = u64::from(header.misc) << 32 | u64::from(header.size) << 48;
+    CorruptRing {
+        position,
+        header: kind | rest,
+        available: available as u64,
+    }
+}
+
+/// Releases what was read, also when the caller's closure panics.
+struct ReleaseOnDrop<'r> {
+    data: &'r Data,
+    tail: &'r mut u64,
+    /// Bytes read and not released.
+    read: usize,
+}
+
+impl ReleaseOnDrop<'_> {
+    fn release(&mut self) {
+        if self.read != 0 {
+            *self.tail = self.tail.wrapping_add(self.read as u64);
+            self.data.word(TAIL).store(*self.tail, Ordering::Release);
+            self.read = 0;
+        }
+    }
+}
+
+impl Drop for ReleaseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// The mapping: control page, then data.
+struct Data {
+    map: Mapping,
+    /// Bytes before the data: the control page.
+    offset: usize,
+    /// Size of the data, a power of two, minus one.
+    mask: usize,
+}
+
+impl Data {
+    /// The control page's word at `offset`, one of the constants above.
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        let word = self.map.ptr_at(offset);
+        // SAFETY: the constants are offsets of 8-byte fields of `MmapPage`,
+        // which fits into the mapping's first page; the mapping lives as long
+        // as `self`, and the control page is only accessed as atomics.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    /// Bytes written from `position` on.
+    fn available(&self, position: u64) -> usize {
+        let head = self.word(HEAD).load(Ordering::Acquire);
+        usize::try_from(head.wrapping_sub(position)).unwrap_or(usize::MAX)
+    }
+
+    /// Where `position` lies in the data.
+    fn index(&self, position: u64) -> usize {
+        position as usize & self.mask
+    }
+
+    /// The header at `position`, a multiple of 8 with at least 8 bytes written.
+    fn header(&self, position: u64) -> RecordHeader {
+        let header = self.map.ptr_at(self.offset + self.index(position));
+        // SAFETY: the index is below the data's size and both are multiples of
+        // 8, so all 8 bytes are mapped and aligned. They lie between tail and
+        // head: written before the head we loaded with acquire ordering, and
+        // left alone until we move the tail.
+        unsafe { *header }
+    }
+
+    /// The `size` written bytes at `position`, unless they wrap.
+    fn in_place(&self, position: u64, size: usize) -> Option<&[u8]> {
+        let index = self.index(position);
+        (index + size <= self.mask + 1).then(|| self.lend(index, size))
+    }
+
+    /// The `size` written bytes at `position`, which wrap.
+    #[cold]
+    fn put_together<'s>(&self, position: u64, size: usize, scratch: &'s mut Vec<u8>) -> &'s [u8] {
+        let index = self.index(position);
+        let first = (self.mask + 1 - index).min(size);
+        scratch.clear();
+        scratch.extend_from_slice(self.lend(index, first));
+        scratch.extend_from_slice(self.lend(0, size - first));
+        scratch
+    }
+
+    /// `size` bytes of a record, from `index` on, that do not wrap.
+    fn lend(&self, index: usize, size: usize) -> &[u8] {
+        let start = self.map.ptr_at(self.offset + index);
+        // SAFETY: both callers keep `index + size` within the data, which the
+        // mapping holds and which lives as long as `self`. The bytes belong to
+        // a record between tail and head (`is_sound`): the acquire load of the
+        // head made them visible, and the kernel leaves them alone until the
+        // tail passes them, because the ring is mapped writable and is not
+        // written backward. Only `drain` moves the tail, when the slice is
+        // gone; nobody else can, since `PerfRing` owns the only `PerfEvent` of
+        // a ring of its own, and mappings stay inside this crate.
+        unsafe { std::slice::from_raw_parts(start, size) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use super::testing::{self, create_map, load, map_addr, run, stack_addr, store_im
 use super::*;
 use crate::abi::bpf::ProgramType;
 use crate::abi::insn::{Insn, alu, class, jmp};
-use crate::mmap::testing::{memfd, poke, writable};
+use crate::mmap::testing::{memfd, peek, poke, writable};
 use crate::poll::{Epoll, Event, Interest};
 
 #[test]
@@ -540,10 +540,7 @@ fn samples_are_put_in_from_every_position_with_every_length() {
             let end = start.wrapping_add(footprint(len));
             assert_eq!(fake.producer().load(Ordering::Relaxed), end);
             let offset = 2 * page_size() + (start & (SMALL - 1)) + HEADER_SIZE;
-            for (i, &byte) in payload.iter().enumerate() {
-                let word = fake.map.load_u32((offset + i) & !3).unwrap();
-                assert_eq!(word.to_ne_bytes()[(offset + i) % 4], byte);
-            }
+            assert_eq!(peek(&fake.map, offset, len), payload);
         }
     }
 }
