@@ -4,8 +4,10 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType};
+use ebpf_manager_sys::abi::perf::OpenFlags;
 use ebpf_manager_sys::bpf::{self as sys, LinkCreate, LinkOptions, Target};
-use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr};
+use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr, Scope};
+use ebpf_manager_sys::proc;
 use ebpf_manager_sys::tracefs::Tracefs;
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -40,10 +42,7 @@ impl Link {
             missing(e, cure)
         })?;
         let target = format!("tracepoint {path}");
-        // The event counts on CPU 0 only; the program runs on every CPU,
-        // because programs belong to the tracepoint, not to the event.
-        let event = PerfEvent::open(&PerfEventAttr::tracepoint(id), -1, 0, None)
-            .map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
+        let event = open_event(id).map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
         on_perf_event(program, event, target)
     }
 
@@ -81,6 +80,29 @@ impl Link {
             Err(err) if err.is(Errno::ENOENT) => Err(no_target(err)),
             Err(err) => Err(failed(&target, vec![("raw_tracepoint_open", err)])),
         }
+    }
+}
+
+/// Opens a tracepoint's event on one CPU. The program runs on every CPU all the
+/// same: it belongs to the tracepoint, not to the event.
+fn open_event(id: u64) -> Result<PerfEvent, SysError> {
+    let open = |cpu| {
+        let attr = PerfEventAttr::tracepoint(id);
+        PerfEvent::open(
+            &attr,
+            Scope::AllThreads,
+            Some(cpu),
+            None,
+            OpenFlags::empty(),
+        )
+    };
+    match open(0) {
+        // CPU 0 may be offline.
+        Err(err) if err.is(Errno::ENODEV) => match proc::online_cpus()?.first() {
+            Some(&cpu) => open(cpu),
+            None => Err(err),
+        },
+        result => result,
     }
 }
 
