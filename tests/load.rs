@@ -1,5 +1,11 @@
 //! Objects of `tests/programs` through the loader: their programs check
 //! themselves and return the line of the failed check, or 0.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
 
 mod common;
 

@@ -24,7 +24,7 @@ use crate::verifier_log::{SourceLine, VerifierLog};
 pub struct Program {
     fd: OwnedFd,
     name: String,
-    program_type: ProgramType,
+    kind: ProgramType,
     attach_type: Option<AttachType>,
     section: String,
     target: Option<String>,
@@ -60,7 +60,7 @@ impl Program {
         Ok(Program {
             fd,
             name: name.to_owned(),
-            program_type: info.prog_type,
+            kind: info.prog_type,
             attach_type: None,
             section: String::new(),
             target: None,
@@ -88,7 +88,7 @@ impl Program {
 
     /// Type it was loaded as.
     pub fn program_type(&self) -> ProgramType {
-        self.program_type
+        self.kind
     }
 
     /// Expected attach type it was loaded with.
@@ -140,7 +140,7 @@ impl Program {
 
     #[cold]
     fn operation(&self, source: SysError) -> ProgramError {
-        let cure = cure::find(&source, need(self.program_type));
+        let cure = cure::find(&source, need(self.kind));
         ProgramError::Operation {
             program: self.name.clone(),
             source,
@@ -194,7 +194,7 @@ impl Program {
         Ok(Program {
             fd,
             name: spec.name.clone(),
-            program_type: spec.program_type,
+            kind: spec.program_type,
             attach_type: spec.attach_type,
             section: spec.section.clone(),
             target: spec.target.clone(),
