@@ -18,6 +18,7 @@ pub mod bpf;
 pub mod errno;
 pub mod fd;
 pub mod mmap;
+pub mod mntns;
 pub mod netlink;
 pub mod netns;
 pub mod perf;

@@ -47,6 +47,7 @@ pub(crate) struct Feature {
     since: (u32, u32),
     config: &'static [&'static str],
     lockdown: bool,
+    mount: Option<&'static str>,
     check: Option<fn() -> Result<(), String>>,
 }
 
@@ -58,6 +59,7 @@ impl Feature {
             since: (major, minor),
             config: &[],
             lockdown: false,
+            mount: None,
             check: None,
         }
     }
@@ -65,6 +67,12 @@ impl Feature {
     /// Needs these build options, spelled `CONFIG_…`.
     pub(crate) const fn config(mut self, options: &'static [&'static str]) -> Feature {
         self.config = options;
+        self
+    }
+
+    /// Needs a file system of this type to be mounted.
+    pub(crate) const fn mounted(mut self, fstype: &'static str) -> Feature {
+        self.mount = Some(fstype);
         self
     }
 
@@ -117,6 +125,9 @@ impl Feature {
         if let Some(option) = self.config.iter().find(|o| built_with(o) == Some(false)) {
             return Some(format!("{} needs {option}", self.name));
         }
+        if let Some(fstype) = self.mount.filter(|fstype| mount_of(fstype).is_none()) {
+            return Some(format!("{} needs a mounted {fstype}", self.name));
+        }
         if self.lockdown && locked_down() {
             return Some(format!("{} is refused in lockdown", self.name));
         }
@@ -134,6 +145,10 @@ pub(crate) enum Verdict {
 
 /// A process with full privileges, nothing more.
 pub(crate) const ROOT: Feature = Feature::new("the test", 0, 0);
+/// Attaching to tracepoints.
+pub(crate) const TRACEPOINT: Feature = Feature::new("tracepoint", 4, 7).mounted("tracefs");
+/// Pins.
+pub(crate) const PINS: Feature = Feature::new("pins", 4, 4).mounted("bpf");
 /// Kprobes for BPF programs by any method.
 pub(crate) const KPROBE: Feature =
     Feature::new("kprobe", 4, 1).config(&["CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS"]);
