@@ -5,6 +5,7 @@
 //! while user code runs; an action in progress is marked in `slot` instead.
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -234,6 +235,38 @@ struct Live {
     progress: Mutex<Progress>,
 }
 
+/// A map of a manager, kept open while this is held.
+#[derive(Clone, Debug)]
+pub struct MapRef {
+    live: Arc<Live>,
+    index: usize,
+}
+
+impl Deref for MapRef {
+    type Target = Map;
+
+    fn deref(&self) -> &Map {
+        // The collection never changes once it is live, and the index was
+        // found in it.
+        &self.live.collection.maps()[self.index]
+    }
+}
+
+/// A program of a manager, kept open while this is held.
+#[derive(Clone, Debug)]
+pub struct ProgramRef {
+    live: Arc<Live>,
+    index: usize,
+}
+
+impl Deref for ProgramRef {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.live.collection.programs()[self.index]
+    }
+}
+
 #[derive(Debug, Default)]
 struct Progress {
     attach: Duration,
@@ -347,17 +380,34 @@ impl Manager {
         }
     }
 
-    /// Calls `f` with the live map of this name; `None` if there is none now.
-    pub fn with_map<R>(&self, name: &str, f: impl FnOnce(&Map) -> R) -> Option<R> {
+    /// The live map of this name; `None` if there is none now. Never waits
+    /// for an action in progress.
+    ///
+    /// The map stays open for as long as the answer is kept, also beyond
+    /// [`Manager::stop`].
+    pub fn map(&self, name: &str) -> Option<MapRef> {
         let live = self.inner.live()?;
-        live.collection.map(name).map(f)
+        let index = live
+            .collection
+            .maps()
+            .iter()
+            .position(|m| m.name() == name)?;
+        Some(MapRef { live, index })
     }
 
-    /// Calls `f` with the live program of this C function; `None` if there is
-    /// none now.
-    pub fn with_program<R>(&self, function: &str, f: impl FnOnce(&Program) -> R) -> Option<R> {
+    /// The live program of this C function; `None` if there is none now. Never
+    /// waits for an action in progress.
+    ///
+    /// The program stays open for as long as the answer is kept, also beyond
+    /// [`Manager::stop`].
+    pub fn program(&self, function: &str) -> Option<ProgramRef> {
         let live = self.inner.live()?;
-        live.collection.program(function).map(f)
+        let index = live
+            .collection
+            .programs()
+            .iter()
+            .position(|p| p.name() == function)?;
+        Some(ProgramRef { live, index })
     }
 
     /// Every declared probe and what became of it.
