@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use ebpf_manager_bpf::elf::{Bytes, Object};
 use ebpf_manager_bpf::{
-    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, Pod, Program,
-    open_object, pod,
+    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, MapError, Pod,
+    Program, open_object, pod,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -408,6 +408,27 @@ impl Manager {
             .iter()
             .position(|p| p.name() == function)?;
         Some(ProgramRef { live, index })
+    }
+
+    /// Reads a global variable of the loaded object: a counter in `.bss`, a
+    /// constant. `None` if there is no such variable now.
+    ///
+    /// # Errors
+    /// [`MapError::Access`], with `EINVAL` if `T` has another size.
+    pub fn variable<T: Pod>(&self, name: &str) -> Option<Result<T, MapError>> {
+        let live = self.inner.live()?;
+        live.collection.variable(name).map(|v| v.get())
+    }
+
+    /// Writes a global variable of the loaded object. `None` if there is no
+    /// such variable now.
+    ///
+    /// # Errors
+    /// [`MapError::Access`], with `EINVAL` if `T` has another size and `EPERM`
+    /// for a constant.
+    pub fn set_variable<T: Pod>(&self, name: &str, value: &T) -> Option<Result<(), MapError>> {
+        let live = self.inner.live()?;
+        live.collection.variable(name).map(|v| v.set(value))
     }
 
     /// Every declared probe and what became of it.

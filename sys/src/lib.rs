@@ -17,6 +17,7 @@ pub mod abi;
 pub mod bpf;
 pub mod errno;
 pub mod fd;
+pub mod map_memory;
 pub mod mmap;
 pub mod mntns;
 pub mod netlink;
