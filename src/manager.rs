@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ebpf_manager_bpf::elf::{Bytes, Object};
 use ebpf_manager_bpf::{
     Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, MapError, Pod,
-    Program, open_object, pod,
+    Program, Variable, open_object, pod,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -267,6 +267,43 @@ impl Deref for ProgramRef {
     }
 }
 
+/// A global variable of a manager, kept open while this is held.
+#[derive(Clone, Debug)]
+pub struct VariableRef {
+    live: Arc<Live>,
+    name: String,
+}
+
+impl VariableRef {
+    /// The value as a plain-data type of the variable's size.
+    ///
+    /// # Errors
+    /// [`MapError::Access`], with `EINVAL` if the size differs.
+    pub fn get<T: Pod>(&self) -> Result<T, MapError> {
+        self.with(|variable| variable.get())
+    }
+
+    /// Sets the value from a plain-data type of the variable's size.
+    ///
+    /// # Errors
+    /// [`MapError::Access`], with `EINVAL` if the size differs and `EPERM` for
+    /// a constant, which is frozen.
+    pub fn set<T: Pod>(&self, value: &T) -> Result<(), MapError> {
+        self.with(|variable| variable.set(value))
+    }
+
+    fn with<T>(&self, f: impl FnOnce(Variable<'_>) -> Result<T, MapError>) -> Result<T, MapError> {
+        match self.live.collection.variable(&self.name) {
+            Some(variable) => f(variable),
+            // The collection never changes once it is live.
+            None => Err(MapError::Spec {
+                map: self.name.clone(),
+                what: "the variable is gone".to_owned(),
+            }),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Progress {
     attach: Duration,
@@ -410,25 +447,18 @@ impl Manager {
         Some(ProgramRef { live, index })
     }
 
-    /// Reads a global variable of the loaded object: a counter in `.bss`, a
-    /// constant. `None` if there is no such variable now.
+    /// The global variable of this name: a counter in `.bss`, a constant.
+    /// `None` if there is none now. Never waits for an action in progress.
     ///
-    /// # Errors
-    /// [`MapError::Access`], with `EINVAL` if `T` has another size.
-    pub fn variable<T: Pod>(&self, name: &str) -> Option<Result<T, MapError>> {
+    /// Its map stays open for as long as the answer is kept, also beyond
+    /// [`Manager::stop`].
+    pub fn variable(&self, name: &str) -> Option<VariableRef> {
         let live = self.inner.live()?;
-        live.collection.variable(name).map(|v| v.get())
-    }
-
-    /// Writes a global variable of the loaded object. `None` if there is no
-    /// such variable now.
-    ///
-    /// # Errors
-    /// [`MapError::Access`], with `EINVAL` if `T` has another size and `EPERM`
-    /// for a constant.
-    pub fn set_variable<T: Pod>(&self, name: &str, value: &T) -> Option<Result<(), MapError>> {
-        let live = self.inner.live()?;
-        live.collection.variable(name).map(|v| v.set(value))
+        live.collection.variable(name)?;
+        Some(VariableRef {
+            live,
+            name: name.to_owned(),
+        })
     }
 
     /// Every declared probe and what became of it.

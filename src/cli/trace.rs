@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ebpf_manager::bpf::{Cure, Errno, KernelBtf, KernelVersion, LinkError};
-use ebpf_manager::{Manager, ManagerError, MapRef, ObjectSource, Probe, ProgramRef};
+use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe, ProgramRef, VariableRef};
 use ebpf_manager_sys::proc::{self, Capabilities};
 use ebpf_manager_sys::signal::{Signal, SignalFd};
 use ebpf_manager_sys::{clock, poll, tty};
@@ -25,9 +25,6 @@ static OBJECT: &[u8] = include_bytes!("../../tests/programs/trace.bpf.o");
 
 /// The programs' C functions. Their section names say where they attach.
 const PROGRAMS: [&str; 2] = ["on_exec", "on_exit"];
-
-/// Map of the variable `lost_events`, and its offset there.
-const LOST_EVENTS: (&str, usize) = (".bss", 0);
 
 /// What was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -263,7 +260,7 @@ impl WallClock {
 /// What counts lost events. It outlives the manager's own use of it, so that
 /// events lost until the very end count.
 struct Losses {
-    globals: MapRef,
+    events: VariableRef,
     programs: [ProgramRef; 2],
 }
 
@@ -271,7 +268,7 @@ impl Losses {
     fn of(manager: &Manager) -> Option<Losses> {
         let [exec, exit] = PROGRAMS;
         Some(Losses {
-            globals: manager.map(LOST_EVENTS.0)?,
+            events: manager.variable("lost_events")?,
             programs: [manager.program(exec)?, manager.program(exit)?],
         })
     }
@@ -279,12 +276,7 @@ impl Losses {
     /// Events lost so far: no room in the ring, or a program left out because
     /// its CPU was running another.
     fn count(&self) -> Option<u64> {
-        let mut value = vec![0; self.globals.value_size()];
-        if !self.globals.lookup(&0_u32.to_ne_bytes(), &mut value).ok()? {
-            return None;
-        }
-        let bytes = value.get(LOST_EVENTS.1..)?.first_chunk()?;
-        let mut lost = u64::from_ne_bytes(*bytes);
+        let mut lost = self.events.get::<u64>().ok()?;
         for program in &self.programs {
             lost += program.missed_runs().ok()?;
         }
@@ -358,8 +350,7 @@ mod tests {
         assert!(object.map("events").is_some());
         assert_eq!(object.variable("min_duration_ns").unwrap().size, 8);
         let lost = object.variable("lost_events").unwrap();
-        assert_eq!((lost.offset as usize, lost.size), (LOST_EVENTS.1, 8));
-        assert_eq!(object.maps()[lost.map as usize].name, LOST_EVENTS.0);
+        assert_eq!(lost.size, 8);
     }
 
     #[test]
