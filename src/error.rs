@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ebpf_manager_bpf::elf::ObjectError;
 use ebpf_manager_bpf::{LinkError, LoadError, ReaderError, SysError};
 
 use crate::probe::ProbeId;
@@ -45,13 +46,8 @@ pub enum ManagerError {
         name: String,
     },
     /// A constant's value has the wrong size.
-    #[error("constant {name}: {reason}")]
-    Constant {
-        /// Name of the variable.
-        name: String,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    Constant(ObjectError),
     /// The object could not be loaded.
     #[error(transparent)]
     Load(#[from] Box<LoadError>),

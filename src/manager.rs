@@ -513,10 +513,7 @@ impl Inner {
             }
             object
                 .set_variable(name, value)
-                .map_err(|err| ManagerError::Constant {
-                    name: name.clone(),
-                    reason: err.to_string(),
-                })?;
+                .map_err(ManagerError::Constant)?;
         }
         for probe in &declaration.probes {
             if object.program(&probe.id.function).is_none() {

@@ -200,28 +200,25 @@ impl Object {
     /// order: the usual way to configure a `const volatile` before loading.
     ///
     /// # Errors
-    /// [`ObjectError::Map`] if there is no such variable or `value` has
+    /// [`ObjectError::Variable`] if there is no such variable or `value` has
     /// another size.
     pub fn set_variable(&mut self, name: &str, value: &[u8]) -> Result<(), ObjectError> {
-        let fault = |what: String| ObjectError::Map {
-            map: "global data".to_owned(),
+        let fault = |what: String| ObjectError::Variable {
+            name: name.to_owned(),
             what,
         };
-        let Some(var) = self.variable(name).cloned() else {
-            return Err(fault(format!("no variable {name}")));
+        let Some(var) = self.variable(name) else {
+            return Err(fault("is not in the object".to_owned()));
         };
-        if var.size as usize != value.len() {
-            return Err(fault(format!(
-                "variable {name} has {} bytes, the value has {}",
-                var.size,
-                value.len()
-            )));
+        let (map, start, size) = (var.map, var.offset as usize, var.size as usize);
+        if size != value.len() {
+            let found = value.len();
+            return Err(fault(format!("has {size} bytes, the value has {found}")));
         }
-        let start = var.offset as usize;
         self.maps
-            .get_mut(var.map as usize)
-            .and_then(|map| map.contents_mut().get_mut(start..start + value.len()))
-            .ok_or_else(|| fault(format!("variable {name} lies outside its section")))?
+            .get_mut(map as usize)
+            .and_then(|map| map.contents_mut().get_mut(start..start + size))
+            .ok_or_else(|| fault("lies outside its section".to_owned()))?
             .copy_from_slice(value);
         Ok(())
     }
