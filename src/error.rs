@@ -37,7 +37,8 @@ pub enum ManagerError {
         /// Its name.
         name: String,
     },
-    /// The object does not have a map or program that the declaration names.
+    /// The object does not have a program, ring buffer or variable that the
+    /// declaration names.
     #[error("the object has no {kind} {name}")]
     NoSuch {
         /// `"program"`, `"ring buffer"` or `"variable"`.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use ebpf_manager_bpf::elf::{Bytes, Object};
 use ebpf_manager_bpf::{
-    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, Pod, Program,
-    open_object, pod,
+    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, MapType, Pod,
+    Program, open_object, pod,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -525,7 +525,8 @@ impl Inner {
             }
         }
         for ring in &declaration.ring_buffers {
-            if object.map(&ring.map).is_none() {
+            let map = object.map(&ring.map);
+            if map.is_none_or(|map| map.map_type != MapType::RINGBUF) {
                 return Err(ManagerError::NoSuch {
                     kind: "ring buffer",
                     name: ring.map.clone(),
