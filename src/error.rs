@@ -90,11 +90,19 @@ pub enum ManagerError {
     },
     /// Several things went wrong on the way down; the manager is stopped all
     /// the same.
-    #[error("stopped with {} errors, the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
+    #[error("stopped, but {}", summary(.0))]
     Stop(
         /// All of them, in order.
         Vec<ManagerError>,
     ),
+}
+
+fn summary(errors: &[ManagerError]) -> String {
+    match errors {
+        [] => String::new(),
+        [only] => only.to_string(),
+        [first, rest @ ..] => format!("{first}, and {} more errors", rest.len()),
+    }
 }
 
 impl From<LoadError> for ManagerError {
