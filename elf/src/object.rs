@@ -317,6 +317,12 @@ impl<'d> Parser<'d> {
             }
             _ => {}
         }
+        let have = data.len();
+        if have < size_of::<Header>() {
+            let need = size_of::<Header>();
+            let what = format!("the file has {have} bytes, an ELF header {need}");
+            return Err(ObjectError::malformed(what));
+        }
         let header = Header::parse(data).map_err(bad)?;
         let machine = header.e_machine(E);
         // Clang before 3.9 wrote no machine number of its own.
@@ -330,6 +336,13 @@ impl<'d> Parser<'d> {
             return Err(ObjectError::NotRelocatable {
                 found: header.e_type(E),
             });
+        }
+        // They come last in a file, so this is where one that was cut off shows.
+        let headers = u64::from(header.e_shnum(E)) * u64::from(header.e_shentsize(E));
+        let end = header.e_shoff(E).saturating_add(headers);
+        if end > have as u64 {
+            let what = format!("the file has {have} bytes, its section headers end at {end}");
+            return Err(ObjectError::malformed(what));
         }
         let sections = header.sections(E, data).map_err(bad)?;
         let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).map_err(bad)?;
