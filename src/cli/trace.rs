@@ -364,8 +364,9 @@ mod tests {
         let losses = Losses::of(&manager).unwrap();
         assert_eq!(losses.count(), Some(0));
         manager
-            .set_variable("lost_events", &7_u64)
+            .variable("lost_events")
             .unwrap()
+            .set(&7_u64)
             .unwrap();
         manager.stop().unwrap();
         assert_eq!(losses.count(), Some(7));
