@@ -21,11 +21,16 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LeakCheck, PERF_LINK, RING_BUFFER, Verdict, kernel_version, require, testdata};
+use common::{
+    Feature, LeakCheck, PERF_LINK, RING_BUFFER, Verdict, kernel_version, require, testdata,
+};
 use ebpf_manager::bpf::{Map, Mechanism, TestRun, pod};
 use ebpf_manager::{
     Action, Builder, Hook, Manager, ManagerError, ObjectSource, Outcome, Probe, State, Times,
 };
+
+/// Attaching to tracepoints and reading a ring buffer.
+const HOOKS: Feature = RING_BUFFER.mounted("tracefs");
 
 /// `enum hook` of `attach.bpf.c`.
 const EXEC: u32 = 1;
@@ -197,7 +202,7 @@ fn manager_may_be_shared_between_threads() {
 
 #[test]
 fn life_goes_round_and_leaves_nothing() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -262,7 +267,7 @@ fn life_goes_round_and_leaves_nothing() {
 
 #[test]
 fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -303,7 +308,7 @@ fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
 
 #[test]
 fn start_twice_attaches_once() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -321,7 +326,7 @@ fn start_twice_attaches_once() {
 
 #[test]
 fn every_hook_fires_until_stop() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -376,7 +381,7 @@ fn every_hook_fires_until_stop() {
 
 #[test]
 fn hook_of_the_declaration_beats_the_section() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -403,7 +408,7 @@ fn hook_of_the_declaration_beats_the_section() {
 
 #[test]
 fn one_function_is_attached_under_several_names() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -429,7 +434,7 @@ fn one_function_is_attached_under_several_names() {
 
 #[test]
 fn dropping_a_running_manager_stops_it() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -461,7 +466,7 @@ fn dropping_a_running_manager_stops_it() {
 /// under way, is read.
 #[test]
 fn no_record_is_forgotten_at_either_end() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -498,7 +503,7 @@ fn no_record_is_forgotten_at_either_end() {
 
 #[test]
 fn records_and_losses_add_up() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -528,7 +533,7 @@ fn records_and_losses_add_up() {
 /// CPU when its hook is taken away; nothing else may be missing.
 #[test]
 fn stop_under_load_loses_only_what_is_in_flight() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -573,7 +578,7 @@ fn stop_under_load_loses_only_what_is_in_flight() {
 /// and the manager is always in a state that it can be stopped from.
 #[test]
 fn concurrent_actions_end_in_a_consistent_state() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -639,7 +644,7 @@ fn a_killed_process_leaves_nothing() {
             thread::sleep(PATIENCE);
         }
     }
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
