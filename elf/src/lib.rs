@@ -14,6 +14,7 @@
 pub mod btf;
 pub mod core_relo;
 mod cursor;
+mod disasm;
 mod error;
 mod image;
 mod link;
@@ -23,6 +24,8 @@ mod object;
 pub mod section;
 mod spec;
 
+pub use disasm::disassemble;
+pub use ebpf_manager_sys::abi::insn;
 pub use error::ObjectError;
 pub use image::Bytes;
 pub use link::{Fixup, FixupTarget, LinkedCoreRelo, LinkedProgram, Linker};
