@@ -27,6 +27,8 @@ pub mod proc;
 pub mod ringbuf;
 pub mod rtnl;
 pub mod signal;
+#[cfg(test)]
+mod testing;
 pub mod tracefs;
 
 pub use errno::{Errno, SysError};

@@ -194,6 +194,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::require;
     use std::io::Read;
     use std::os::fd::AsFd;
 
@@ -224,14 +225,7 @@ mod tests {
 
     #[test]
     fn kernel_types_are_mapped_without_a_copy() {
-        let map = match map_vmlinux_btf() {
-            Ok(map) => map,
-            Err(err) if err.is(Errno::ENOENT) || err.is(Errno::ENODEV) => {
-                eprintln!("skipped: kernel_types_are_mapped_without_a_copy: {err}");
-                return;
-            }
-            Err(err) => panic!("{err}"),
-        };
+        let map = require!((6, 16), ["CONFIG_DEBUG_INFO_BTF"], map_vmlinux_btf());
         let mut read = Vec::new();
         File::open(VMLINUX_BTF)
             .unwrap()

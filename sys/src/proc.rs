@@ -804,6 +804,7 @@ pub fn parse_lockdown(text: &[u8]) -> Option<Lockdown> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{TempDir, raise_memlock_limit};
 
     fn lines(text: &[u8], chunk: usize) -> Vec<Vec<u8>> {
         struct Chunks<'a>(&'a [u8], usize);
@@ -979,18 +980,12 @@ mod tests {
         }
     }
 
-    fn temporary(name: &str, content: &[u8]) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("ebpf-manager-{}-{name}", std::process::id()));
-        std::fs::write(&path, content).unwrap();
-        path
-    }
-
     #[test]
     fn hidden_addresses_are_told() {
-        let path = temporary(
-            "hidden",
-            b"0000000000000000 T a\n0000000000000000 t b\t[m]\n",
-        );
+        let dir = TempDir::new();
+        let path = dir.path().join("kallsyms");
+        let hidden = b"0000000000000000 T a\n0000000000000000 t b\t[m]\n";
+        std::fs::write(&path, hidden).unwrap();
         let mut names = Vec::new();
         let scan = for_each_symbol(&path, &mut |s| {
             names.push(s.name.to_vec());
@@ -1005,7 +1000,6 @@ mod tests {
         std::fs::write(&path, b"").unwrap();
         let scan = for_each_symbol(&path, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(scan, SymbolScan::default());
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
@@ -1083,6 +1077,7 @@ mod tests {
 
     #[test]
     fn memlock_round_trip() {
+        raise_memlock_limit();
         let limit = memlock_limit().unwrap();
         set_memlock_limit(limit).unwrap();
         assert_eq!(memlock_limit().unwrap(), limit);
@@ -1096,13 +1091,14 @@ mod tests {
         assert!((0..=2).contains(&kptr_restrict().unwrap()));
         assert!((0..=2).contains(&unprivileged_bpf_disabled().unwrap()));
         assert!(page_size().is_power_of_two());
-        let path = temporary("setting", b"-1\n");
+        let dir = TempDir::new();
+        let path = dir.path().join("setting");
+        std::fs::write(&path, b"-1\n").unwrap();
         assert_eq!(read_setting(&path), Ok(-1));
         for bad in [&b""[..], b"-", b"x", b"1 2", b"9223372036854775808"] {
             std::fs::write(&path, bad).unwrap();
             assert!(read_setting(&path).is_err_and(|e| e.is(Errno::EBADMSG)));
         }
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

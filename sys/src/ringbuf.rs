@@ -51,8 +51,6 @@ use crate::mmap::{Access, Mapping, page_size};
 
 mod claim;
 #[cfg(test)]
-pub(crate) mod testing;
-#[cfg(test)]
 mod tests;
 mod user;
 
