@@ -48,11 +48,21 @@ fn reads_in(event: &PerfEvent, format: ReadFormat) {
         second = event.count().unwrap();
     }
     let asked = |flag| format.contains(flag);
-    let enabled = second.enabled_ns;
-    assert_eq!(enabled.is_some(), asked(ReadFormat::TOTAL_TIME_ENABLED));
-    assert!(enabled.is_none_or(|ns| ns >= 1_000_000));
-    let running = second.running_ns;
-    assert_eq!(running.is_some(), asked(ReadFormat::TOTAL_TIME_RUNNING));
+    for (flag, before, after) in [
+        (
+            ReadFormat::TOTAL_TIME_ENABLED,
+            first.enabled_ns,
+            second.enabled_ns,
+        ),
+        (
+            ReadFormat::TOTAL_TIME_RUNNING,
+            first.running_ns,
+            second.running_ns,
+        ),
+    ] {
+        assert_eq!(after.is_some(), asked(flag));
+        assert_eq!(after > before, asked(flag), "{before:?} to {after:?}");
+    }
     let id = asked(ReadFormat::ID).then(|| event.id().unwrap());
     assert_eq!(second.id, id);
     assert_eq!(second.lost, asked(ReadFormat::LOST).then_some(0));
