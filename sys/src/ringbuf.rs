@@ -140,8 +140,8 @@ impl RingBuffer {
     /// - `EINVAL` if it is no ring buffer, or a former reader left a position
     ///   that cannot be one.
     /// - `EOPNOTSUPP` if it was created with a flag that changes the protocol,
-    ///   such as `BPF_F_RB_OVERWRITE` of Linux 6.19, where the kernel
-    ///   overwrites what is being read.
+    ///   such as [`RB_OVERWRITE`](crate::abi::bpf::MapFlags::RB_OVERWRITE),
+    ///   with which the kernel overwrites what is being read.
     /// - `EBUSY` if it has a reader in this process.
     /// - What bpf(2) and mmap(2) say.
     pub fn new(map: BorrowedFd<'_>) -> Result<RingBuffer> {

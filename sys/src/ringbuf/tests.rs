@@ -4,9 +4,9 @@ use std::sync::atomic::AtomicU32 as Counter;
 use std::time::Duration;
 
 use super::*;
-use crate::abi::bpf::ProgramType;
+use crate::abi::bpf::{MapFlags, ProgramType};
 use crate::abi::insn::{Insn, class, jmp};
-use crate::bpf::MapFd;
+use crate::bpf::{MapCreate, MapFd, map_create};
 use crate::mmap::testing::{memfd, peek, poke, writable};
 use crate::poll::{Epoll, Event, Interest};
 use crate::testing::{
@@ -511,6 +511,24 @@ fn other_descriptors_are_refused() {
     assert!(err.is(Errno::EINVAL));
     let err = UserRingBuffer::new(array.as_fd()).unwrap_err();
     assert!(err.is(Errno::EINVAL));
+}
+
+#[test]
+fn rings_that_are_overwritten_are_refused() {
+    let mut create = MapCreate {
+        map_type: MapType::RINGBUF,
+        max_entries: page_size() as u32,
+        flags: MapFlags::RB_OVERWRITE,
+        ..MapCreate::default()
+    };
+    let map = require!((6, 19), map_create(&create));
+    let err = RingBuffer::new(map.as_fd()).unwrap_err();
+    assert!(err.is(Errno::EOPNOTSUPP));
+    assert_eq!(err.detail(), Some("programs overwrite old records"));
+    // A flag of ring buffers alone.
+    create.map_type = MapType::ARRAY;
+    (create.key_size, create.value_size) = (4, 8);
+    assert!(map_create(&create).unwrap_err().is(Errno::EINVAL));
 }
 
 /// A user ring on memory of our own.
