@@ -19,13 +19,7 @@ use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 use crate::Result;
 use crate::errno::{Errno, SysError};
-
-/// Bytes of a memory page.
-pub fn page_size() -> usize {
-    // SAFETY: sysconf takes an integer and touches no memory of ours.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).unwrap_or(4096)
-}
+use crate::proc::page_size;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
