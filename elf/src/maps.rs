@@ -17,13 +17,18 @@ pub(crate) struct Definition {
     pub(crate) values: Option<u32>,
 }
 
+/// Members of a definition at most; those that have a meaning are fewer.
+const MAX_MEMBERS: u32 = 32;
+
 /// Reads every definition of the `.maps` section, in the object's order.
-pub(crate) fn btf_maps(btf: &Btf<'_>) -> Result<Vec<Definition>, ObjectError> {
+pub(crate) fn btf_maps(
+    btf: &Btf<'_>,
+    each: &mut dyn FnMut(Definition) -> Result<(), ObjectError>,
+) -> Result<(), ObjectError> {
     let Some(section) = btf.find_by_name_kind(".maps", Kind::DATASEC) else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let section = btf_type(btf, ".maps", section)?;
-    let mut out = Vec::with_capacity(section.vlen() as usize);
     for var in section.sec_vars() {
         let var = btf_type(btf, ".maps", var.type_id)?;
         let name = btf.name(var.name_off());
@@ -31,9 +36,9 @@ pub(crate) fn btf_maps(btf: &Btf<'_>) -> Result<Vec<Definition>, ObjectError> {
             return Err(fault(name, "its entry in .maps is not a variable"));
         };
         let definition = resolve(btf, name, target)?.1;
-        out.push(read_definition(btf, name, &definition, false)?);
+        each(read_definition(btf, name, &definition, false)?)?;
     }
-    Ok(out)
+    Ok(())
 }
 
 fn fault(map: &str, what: impl Into<String>) -> ObjectError {
@@ -101,6 +106,9 @@ fn read_definition(
 ) -> Result<Definition, ObjectError> {
     if definition.kind() != Kind::STRUCT {
         return Err(fault(name, "its definition is not a struct"));
+    }
+    if definition.vlen() > MAX_MEMBERS {
+        return Err(fault(name, "its definition has too many members"));
     }
     let mut spec = MapSpec {
         name: name.to_owned(),

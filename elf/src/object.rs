@@ -276,11 +276,18 @@ struct Parser<'d> {
     data_of: Vec<u32>,
     /// ELF section index of `.maps`.
     btf_maps: Option<usize>,
-    /// Symbols of `.maps`: name and offset.
+    /// Symbols of `.maps` without a map yet: name and offset.
     map_symbols: Vec<(&'d str, u64)>,
     /// BTF-defined maps by their offset in `.maps`, sorted.
     placed_maps: Vec<PlacedMap>,
+    /// Bytes of names that may still be copied, see [`Parser::name`].
+    names_left: usize,
 }
+
+/// Bytes of names that are copied for each byte of the file, at most. Names
+/// are in the file once each, but for section names, which are copied for
+/// each of their programs.
+const NAMES_PER_BYTE: usize = 16;
 
 /// Where a BTF-defined map stands in `.maps`.
 struct PlacedMap {
@@ -373,6 +380,7 @@ impl<'d> Parser<'d> {
             btf_maps: None,
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
+            names_left: data.len().saturating_mul(NAMES_PER_BYTE),
         })
     }
 
@@ -382,7 +390,7 @@ impl<'d> Parser<'d> {
         self.read_btf_maps()?;
         self.read_relocations()?;
         self.fill_slots()?;
-        self.find_programs();
+        self.find_programs()?;
         if self.object.programs.is_empty() && self.object.maps.is_empty() {
             return Err(ObjectError::NothingInside);
         }
@@ -395,6 +403,13 @@ impl<'d> Parser<'d> {
     ) -> Result<&'d str, ObjectError> {
         let name = self.sections.section_name(E, header).map_err(bad)?;
         std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a section name is not UTF-8"))
+    }
+
+    /// A copy of a name. Symbols may share one long name, so that a small file
+    /// could ask for copies without end.
+    fn name(&mut self, name: &str) -> Result<String, ObjectError> {
+        take(&mut self.names_left, name.len())?;
+        Ok(name.to_owned())
     }
 
     /// The file range of a section that has bytes.
@@ -442,8 +457,9 @@ impl<'d> Parser<'d> {
                             ),
                         ));
                     }
+                    let name = self.name(name)?;
                     self.object.codes.push(Code {
-                        name: name.to_owned(),
+                        name,
                         file_range: range,
                     });
                     self.code_of[index] = self.object.codes.len() as u32;
@@ -502,13 +518,14 @@ impl<'d> Parser<'d> {
             Contents::Object(self.shared(name, range)?)
         };
         let read_only = name.starts_with(".rodata");
+        let owned = self.name(name)?;
         self.data_of[index] = self.object.data_sections.len() as u32 + 1;
         self.object.data_sections.push(DataSection {
             map: self.object.maps.len() as u32,
             size,
         });
         self.object.maps.push(MapSpec {
-            name: name.to_owned(),
+            name: owned,
             map_type: MapType::ARRAY,
             key_size: 4,
             value_size: size,
@@ -562,8 +579,7 @@ impl<'d> Parser<'d> {
                     .push((self.symbol_name(symbol)?, symbol.st_value(E)));
             }
         }
-        self.close_functions();
-        Ok(())
+        self.close_functions()
     }
 
     fn add_function(
@@ -572,6 +588,7 @@ impl<'d> Parser<'d> {
         code: u32,
     ) -> Result<(), ObjectError> {
         let name = self.symbol_name(symbol)?;
+        let owned = self.name(name)?;
         let section = &self.object.codes[code as usize];
         let total = section.file_range.len() as u64;
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
@@ -582,7 +599,7 @@ impl<'d> Parser<'d> {
             ));
         }
         self.object.functions.push(Function {
-            name: name.to_owned(),
+            name: owned,
             code,
             start: (start / 8) as u32,
             len: (size / 8) as u32,
@@ -599,6 +616,7 @@ impl<'d> Parser<'d> {
         data: u32,
     ) -> Result<(), ObjectError> {
         let name = self.symbol_name(symbol)?;
+        let owned = self.name(name)?;
         let section = &self.object.data_sections[data as usize];
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
         if start > u64::from(section.size) || size > u64::from(section.size) - start {
@@ -614,7 +632,7 @@ impl<'d> Parser<'d> {
             map.flags |= MapFlags::MMAPABLE;
         }
         self.object.variables.push(VariableSpec {
-            name: name.to_owned(),
+            name: owned,
             map: section.map,
             offset: start as u32,
             size: size as u32,
@@ -623,23 +641,32 @@ impl<'d> Parser<'d> {
     }
 
     /// Sorts functions by place and gives those without a size the room up to
-    /// the next one.
-    fn close_functions(&mut self) {
+    /// the next one. Several may be one and the same, but none may reach into
+    /// another: linking copies each, so the copies would outgrow the file.
+    fn close_functions(&mut self) -> Result<(), ObjectError> {
         let functions = &mut self.object.functions;
         functions.sort_by_key(|f| (f.code, f.start, !f.global));
-        for i in 0..functions.len() {
-            if functions[i].len != 0 {
-                continue;
+        let (mut place, mut end) = ((u32::MAX, 0), 0);
+        for function in functions.iter_mut().rev() {
+            let section = &self.object.codes[function.code as usize];
+            if place != (function.code, function.start) {
+                end = if place.0 == function.code {
+                    place.1
+                } else {
+                    (section.file_range.len() / INSN_SIZE) as u32
+                };
+                place = (function.code, function.start);
             }
-            let (code, start) = (functions[i].code, functions[i].start);
-            let end = functions[i + 1..]
-                .iter()
-                .find(|f| f.code != code || f.start > start)
-                .filter(|f| f.code == code)
-                .map(|f| f.start);
-            let section = &self.object.codes[code as usize];
-            functions[i].len = end.unwrap_or((section.file_range.len() / INSN_SIZE) as u32) - start;
+            let room = end - function.start;
+            if function.len == 0 {
+                function.len = room;
+            }
+            if function.len > room {
+                let what = format!("function {} reaches into the next one", function.name);
+                return Err(ObjectError::malformed_in(&section.name, what));
+            }
         }
+        Ok(())
     }
 
     fn read_btf_maps(&mut self) -> Result<(), ObjectError> {
@@ -664,33 +691,35 @@ impl<'d> Parser<'d> {
             }
         }
         if self.btf_maps.is_some() {
-            self.place_maps(maps::btf_maps(&btf)?)?;
+            maps::btf_maps(&btf, &mut |definition| self.place_map(definition))?;
+            self.placed_maps.sort_unstable_by_key(|m| m.offset);
         }
         self.object.btf_index = Some(btf.into_index());
         Ok(())
     }
 
-    fn place_maps(&mut self, definitions: Vec<maps::Definition>) -> Result<(), ObjectError> {
-        for definition in definitions {
-            // clang leaves the variable's offset in BTF at 0; the symbol has it.
-            let symbol = self
-                .map_symbols
-                .iter()
-                .find(|(name, _)| *name == definition.spec.name);
-            let Some(&(_, offset)) = symbol else {
-                return Err(ObjectError::Map {
-                    map: definition.spec.name,
-                    what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
-                });
-            };
-            self.placed_maps.push(PlacedMap {
-                offset,
-                map: self.object.maps.len() as u32,
-                values: definition.values,
+    /// Finds the symbol of a map; each symbol is one map's.
+    fn place_map(&mut self, definition: maps::Definition) -> Result<(), ObjectError> {
+        // clang leaves the variable's offset in BTF at 0; the symbol has it.
+        let symbol = self
+            .map_symbols
+            .iter()
+            .position(|(name, _)| *name == definition.spec.name);
+        let Some(symbol) = symbol else {
+            return Err(ObjectError::Map {
+                map: definition.spec.name,
+                what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
             });
-            self.object.maps.push(definition.spec);
-        }
-        self.placed_maps.sort_unstable_by_key(|m| m.offset);
+        };
+        let (name, offset) = self.map_symbols.swap_remove(symbol);
+        // The inner map's name derives from it.
+        take(&mut self.names_left, 2 * name.len())?;
+        self.placed_maps.push(PlacedMap {
+            offset,
+            map: self.object.maps.len() as u32,
+            values: definition.values,
+        });
+        self.object.maps.push(definition.spec);
         Ok(())
     }
 
@@ -755,7 +784,11 @@ impl<'d> Parser<'d> {
                 ));
             }
             let weak = symbol.st_bind() == elf::STB_WEAK;
-            return reloc(Target::Extern(self.extern_index(name, weak)));
+            return Ok(Reloc {
+                code,
+                insn: at,
+                target: Target::Extern(self.extern_index(name, weak)?),
+            });
         };
         let value = symbol.st_value(E);
         // What the instruction's immediate adds to the symbol.
@@ -822,16 +855,14 @@ impl<'d> Parser<'d> {
         )))
     }
 
-    fn extern_index(&mut self, name: &str, weak: bool) -> u32 {
-        let externs = &mut self.object.externs;
+    fn extern_index(&mut self, name: &str, weak: bool) -> Result<u32, ObjectError> {
+        let externs = &self.object.externs;
         if let Some(found) = externs.iter().position(|e| e.name == name) {
-            return found as u32;
+            return Ok(found as u32);
         }
-        externs.push(ExternSpec {
-            name: name.to_owned(),
-            weak,
-        });
-        externs.len() as u32 - 1
+        let name = self.name(name)?;
+        self.object.externs.push(ExternSpec { name, weak });
+        Ok(self.object.externs.len() as u32 - 1)
     }
 
     /// Calls within a section carry no relocation: the assembler has resolved
@@ -970,6 +1001,8 @@ impl<'d> Parser<'d> {
         } else {
             return Err(fault("names neither a map nor a program"));
         };
+        let (Slot::Map(name) | Slot::Program(name)) = &target;
+        take(&mut self.names_left, name.len())?;
         if let Some(map) = self.object.maps.get_mut(map as usize) {
             map.slots.push(((slot / 8) as u32, target));
         }
@@ -979,7 +1012,7 @@ impl<'d> Parser<'d> {
     /// Programs are the functions outside `.text` that the object does not
     /// use as subprograms: global ones always, static ones if nothing refers
     /// to them from code.
-    fn find_programs(&mut self) {
+    fn find_programs(&mut self) -> Result<(), ObjectError> {
         let mut called = vec![false; self.object.functions.len()];
         for reloc in &self.object.relocs {
             if let Target::Call(f) | Target::Address(f) = reloc.target
@@ -994,6 +1027,8 @@ impl<'d> Parser<'d> {
                 continue;
             }
             let kind = section::parse(&section.name);
+            let names = function.name.len() + 2 * section.name.len();
+            take(&mut self.names_left, names)?;
             self.object.programs.push(ProgramSpec {
                 name: function.name.clone(),
                 section: section.name.clone(),
@@ -1006,7 +1041,16 @@ impl<'d> Parser<'d> {
                 function: index as u32,
             });
         }
+        Ok(())
     }
+}
+
+/// Takes the bytes of a name from what may still be copied.
+fn take(left: &mut usize, bytes: usize) -> Result<(), ObjectError> {
+    *left = left.checked_sub(bytes).ok_or_else(|| {
+        ObjectError::malformed("its symbols repeat more names than the file could hold")
+    })?;
+    Ok(())
 }
 
 impl Object {

@@ -35,6 +35,7 @@ use ebpf_manager_sys::rtnl::Rtnl;
 mod leak;
 mod objects;
 
+#[allow(unused_imports, reason = "see above")]
 pub(crate) use leak::LeakCheck;
 
 /// Something a test needs from the kernel, and since when every kernel has it.
