@@ -9,7 +9,9 @@
 
 mod common;
 
-use common::{Feature, LeakCheck, RING_BUFFER, ROOT, require, testdata};
+use std::os::fd::{AsFd, AsRawFd};
+
+use common::{Feature, LeakCheck, RING_BUFFER, ROOT, kernel_version, require, testdata};
 use ebpf_manager::bpf::{
     Collection, Errno, LoadError, LoadOptions, Map, MapError, MapType, Program, ProgramError,
     ProgramType, TestRun, open_object, pod,
@@ -77,7 +79,11 @@ fn load_maps_of_every_kind() {
     );
     assert!(map(&collection, "perf_event_array").max_entries() > 0);
 
-    // An inner map that user space puts in.
+    // From 5.15 until 6.1 the kernel compares what BTF says about timers, so a
+    // map without BTF is no match for an inner definition that has it.
+    if ((5, 15)..(6, 2)).contains(&kernel_version()) {
+        return;
+    }
     let inner = Map::create(&MapSpec {
         name: "inserted".to_owned(),
         map_type: MapType::HASH,
@@ -87,13 +93,10 @@ fn load_maps_of_every_kind() {
         ..MapSpec::default()
     })
     .unwrap();
-    inner.set(&3_u32, &4_u64).unwrap();
-    let outer = map(&collection, "outer_hash");
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&inner));
-    match outer.set(&1_u64, &fd) {
-        Ok(()) => {}
-        Err(err) => panic!("{err}"),
-    }
+    inner.set(&5_u32, &[3_u32, 4]).unwrap();
+    let fd = inner.as_fd().as_raw_fd();
+    map(&collection, "outer_hash").set(&1_u64, &fd).unwrap();
+    check("maps", &collection, &["maps_check_inserted"]);
 }
 
 #[test]
@@ -147,16 +150,21 @@ fn load_globals_are_shared_with_user_space() {
     for _ in 0..3 {
         run(program);
     }
-    let read = |name: &str| {
-        let variable = object.variable(name).unwrap();
-        let map = &collection.maps()[variable.map as usize];
-        let mut value = vec![0; map.value_size()];
-        assert!(map.lookup(&0_u32.to_ne_bytes(), &mut value).unwrap());
-        let at = variable.offset as usize;
-        u32::from_ne_bytes(value[at..at + 4].try_into().unwrap())
-    };
+    let read = |name: &str| collection.variable(name).unwrap().get::<u64>().unwrap();
     assert_eq!(read("count_data"), 103);
     assert_eq!(read("count_bss"), 3);
+
+    // And the other way round, while the program may run.
+    collection
+        .variable("count_bss")
+        .unwrap()
+        .set(&40_u64)
+        .unwrap();
+    run(program);
+    assert_eq!(read("count_bss"), 41);
+    let constant = collection.variable("patched_u32").unwrap();
+    assert!(constant.set(&1_u32).unwrap_err().is(Errno::EPERM));
+    assert!(constant.get::<u16>().unwrap_err().is(Errno::EINVAL));
 
     // Read-only data is frozen: user space cannot change what the verifier
     // took for granted.
@@ -227,7 +235,7 @@ fn load_carries_names_btf_and_line_info() {
     let _leaks = LeakCheck::begin();
     let collection = load("subprogs.bpf.o");
     let program = collection.program("calls_static").unwrap();
-    let fd = std::os::fd::AsFd::as_fd(program);
+    let fd = program.as_fd();
     let info = ebpf_manager_sys::bpf::prog_info(fd).unwrap();
     assert_eq!(&info.name[..12], b"calls_static");
     assert!(info.btf_id > 0, "no BTF");
@@ -286,7 +294,6 @@ fn load_says_which_core_relocation_is_missing() {
             panic!("{}: {err}", program.name)
         };
         let core = rejection.core.as_deref().unwrap_or_else(|| panic!("{err}"));
-        eprintln!("{err}");
         assert!(core.contains("this kernel"), "{core}");
         assert!(!err.to_string().contains("unknown#"), "{err}");
     }

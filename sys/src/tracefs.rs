@@ -632,10 +632,10 @@ mod tests {
         let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
     }
 
-    /// The tracefs of this machine; mounted, for good, if it was not.
+    /// The tracefs of this machine; mounted for this test alone if it was not.
     fn tracefs(test: &str) -> Option<&'static Tracefs> {
         if Tracefs::find().is_err() {
-            let _ = crate::proc::mount_fs("tracefs", Path::new("/sys/kernel/tracing"));
+            let _ = crate::mntns::mount_privately("tracefs", Path::new("/sys/kernel/tracing"));
         }
         match Tracefs::find() {
             Ok(tracefs) => Some(tracefs),

@@ -28,6 +28,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ebpf_manager_sys::mntns;
 use ebpf_manager_sys::netns;
 use ebpf_manager_sys::rtnl::Rtnl;
 
@@ -47,6 +48,7 @@ pub(crate) struct Feature {
     since: (u32, u32),
     config: &'static [&'static str],
     lockdown: bool,
+    mount: Option<&'static str>,
     check: Option<fn() -> Result<(), String>>,
 }
 
@@ -58,6 +60,7 @@ impl Feature {
             since: (major, minor),
             config: &[],
             lockdown: false,
+            mount: None,
             check: None,
         }
     }
@@ -65,6 +68,13 @@ impl Feature {
     /// Needs these build options, spelled `CONFIG_…`.
     pub(crate) const fn config(mut self, options: &'static [&'static str]) -> Feature {
         self.config = options;
+        self
+    }
+
+    /// Needs a file system of this type to be mounted.
+    #[must_use]
+    pub(crate) const fn mounted(mut self, fstype: &'static str) -> Feature {
+        self.mount = Some(fstype);
         self
     }
 
@@ -117,6 +127,9 @@ impl Feature {
         if let Some(option) = self.config.iter().find(|o| built_with(o) == Some(false)) {
             return Some(format!("{} needs {option}", self.name));
         }
+        if let Some(fstype) = self.mount.filter(|fstype| !mounted(fstype)) {
+            return Some(format!("{} needs a mounted {fstype}", self.name));
+        }
         if self.lockdown && locked_down() {
             return Some(format!("{} is refused in lockdown", self.name));
         }
@@ -134,6 +147,10 @@ pub(crate) enum Verdict {
 
 /// A process with full privileges, nothing more.
 pub(crate) const ROOT: Feature = Feature::new("the test", 0, 0);
+/// Attaching to tracepoints.
+pub(crate) const TRACEPOINT: Feature = Feature::new("tracepoint", 4, 7).mounted("tracefs");
+/// Pins.
+pub(crate) const PINS: Feature = Feature::new("pins", 4, 4).mounted("bpf");
 /// Kprobes for BPF programs by any method.
 pub(crate) const KPROBE: Feature =
     Feature::new("kprobe", 4, 1).config(&["CONFIG_KPROBES", "CONFIG_KPROBE_EVENTS"]);
@@ -284,9 +301,21 @@ pub(crate) fn locked_down() -> bool {
     })
 }
 
-/// Where a file system of this type is mounted; of several, the first.
+/// True if a file system of this type is mounted. Where it is not, the calling
+/// test gets a view of its own with it: the machine stays as it was.
+fn mounted(fstype: &str) -> bool {
+    let target = match fstype {
+        "tracefs" => "/sys/kernel/tracing",
+        "bpf" => "/sys/fs/bpf",
+        _ => return mount_of(fstype).is_some(),
+    };
+    mount_of(fstype).is_some() || mntns::mount_privately(fstype, Path::new(target)).is_ok()
+}
+
+/// Where the calling thread sees a file system of this type; of several, the
+/// first.
 pub(crate) fn mount_of(fstype: &str) -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mounts = std::fs::read_to_string("/proc/thread-self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let path = fields.next()?;
