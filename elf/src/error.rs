@@ -92,6 +92,12 @@ pub enum ObjectError {
         /// What is wrong.
         what: String,
     },
+    /// A program that no kernel takes.
+    #[error("program {program} has more than a million instructions with its subprograms")]
+    TooLarge {
+        /// The program's name.
+        program: String,
+    },
     /// A program was asked for that is not in the object.
     #[error("no program {name} in the object")]
     NoSuchProgram {

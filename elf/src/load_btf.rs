@@ -9,7 +9,7 @@ use object::{NativeEndian, elf};
 use crate::btf::encode::{BtfBuilder, BtfFeatures, ObjectFacts, VarFact};
 use crate::btf::{Kind, Linkage};
 use crate::error::ObjectError;
-use crate::object::Object;
+use crate::object::{Object, SHARING};
 
 const E: NativeEndian = NativeEndian;
 
@@ -55,13 +55,14 @@ impl Object {
         };
         let mut builder = BtfBuilder::copy_of(&btf);
         builder.fill_datasecs(&self.facts()).map_err(fault)?;
-        if self.functions.iter().any(|f| f.hidden) {
+        let hidden = self.functions.iter().filter(|f| f.hidden);
+        let mut hidden: Vec<_> = hidden.map(|f| f.name.as_bytes()).collect();
+        if !hidden.is_empty() {
+            hidden.sort_unstable();
             for (id, ty) in btf.types() {
-                let hidden = ty.kind() == Kind::FUNC && {
-                    let name = btf.name(ty.name_off());
-                    self.functions.iter().any(|f| f.hidden && f.name == name)
-                };
-                if hidden {
+                if ty.kind() == Kind::FUNC
+                    && hidden.binary_search(&btf.name_bytes(ty.name_off())).is_ok()
+                {
                     builder.set_linkage(id, Linkage::STATIC);
                 }
             }
@@ -82,6 +83,8 @@ impl Object {
         let sections = header.sections(E, data).ok()?;
         let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).ok()?;
         let mut facts = Facts::default();
+        // See `Parser::charge`.
+        let mut left = data.len().saturating_mul(SHARING);
         for section in sections.iter() {
             let name = sections.section_name(E, section).ok()?;
             if let (Ok(name), Ok(size)) =
@@ -95,6 +98,7 @@ impl Object {
                 continue;
             }
             let name = symbols.symbol_name(E, symbol).ok()?;
+            left = left.checked_sub(name.len())?;
             if let (Ok(name), Ok(offset)) =
                 (std::str::from_utf8(name), u32::try_from(symbol.st_value(E)))
             {

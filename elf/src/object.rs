@@ -26,6 +26,13 @@ type Symbols<'d> = SymbolTable<'d, Header>;
 /// Bytes of an instruction word.
 pub(crate) const INSN_SIZE: usize = 8;
 
+/// Bytes of names and sections that are read, per byte of the file.
+///
+/// Names may end in the same text and sections claim the same bytes: what is
+/// copied or looked through for each of them could grow with the square of the
+/// file. Compilers share hardly anything.
+pub(crate) const SHARING: usize = 16;
+
 /// An eBPF object file, parsed.
 ///
 /// It shares the bytes it was parsed from and is independent of the file.

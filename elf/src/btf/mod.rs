@@ -29,7 +29,7 @@ pub(crate) use types::{TYPE_HEADER_SIZE, info_kind, info_vlen};
 
 /// References followed before a chain of typedefs and modifiers counts as a
 /// cycle.
-const MAX_CHAIN: u32 = 256;
+const MAX_CHAIN: u32 = 64;
 
 /// Nested types entered before alignment is given up, as in libbpf.
 const MAX_DEPTH: u32 = 32;
