@@ -45,9 +45,9 @@ pub struct LinkedProgram {
     pub core_relos: Vec<LinkedCoreRelo>,
     /// Functions in the order they are laid out.
     pub(crate) placed: Vec<Placed>,
-    /// By function of the object: its first instruction plus one; 0 for those
-    /// that are not here.
-    starts: Vec<u32>,
+    /// While it is linked, by function of the object: its first instruction
+    /// plus one; 0 for those that are not here yet.
+    pub(crate) starts: Vec<u32>,
 }
 
 /// A function of a linked program.
@@ -97,11 +97,8 @@ impl LinkedProgram {
         self.func_info.clear();
         self.line_info.clear();
         self.core_relos.clear();
-        for placed in self.placed.drain(..) {
-            if let Some(start) = self.starts.get_mut(placed.function as usize) {
-                *start = 0;
-            }
-        }
+        self.placed.clear();
+        self.starts.clear();
         self.func_info_rec_size = 0;
         self.line_info_rec_size = 0;
     }
@@ -214,10 +211,7 @@ impl<'o> Linker<'o> {
     /// [`ObjectError::TooLarge`] if no kernel would take as many instructions.
     pub fn link(&self, program: &ProgramSpec, out: &mut LinkedProgram) -> Result<(), ObjectError> {
         out.clear();
-        let functions = self.object.functions.len();
-        if out.starts.len() < functions {
-            out.starts.resize(functions, 0);
-        }
+        out.starts.resize(self.object.functions.len(), 0);
         self.place(program.function, out)
             .ok_or_else(|| ObjectError::NoSuchProgram {
                 name: program.name.clone(),
