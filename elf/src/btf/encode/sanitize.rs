@@ -27,7 +27,8 @@ bitflags! {
         const TYPE_TAG = 1 << 5;
         /// `ENUM64`, and signedness of `ENUM`. Linux 6.0.
         const ENUM64 = 1 << 6;
-        /// Data sections whose name begins with `?`. Linux 6.9.
+        /// Data sections whose name has more in it than letters, digits,
+        /// underscores and dots: `?.struct_ops`, `maps/events`. Linux 6.9.
         const QMARK_DATASEC = 1 << 7;
     }
 }
@@ -221,12 +222,7 @@ impl BtfBuilder {
                 Kind::VAR if !has(BtfFeatures::DATASEC) => self.make_byte(id),
                 Kind::DECL_TAG if !has(BtfFeatures::DECL_TAG) => self.make_byte(id),
                 Kind::DATASEC if !has(BtfFeatures::DATASEC) => self.make_struct(id),
-                Kind::DATASEC
-                    if !has(BtfFeatures::QMARK_DATASEC)
-                        && self.name_bytes(id).first() == Some(&b'?') =>
-                {
-                    self.rename(id, |byte| if byte == b'?' { b'_' } else { byte });
-                }
+                Kind::DATASEC if !has(BtfFeatures::QMARK_DATASEC) => self.rename(id, b"."),
                 Kind::FUNC_PROTO if !has(BtfFeatures::FUNC) => {
                     // Parameters lie in memory as enumerators do, but those
                     // need names.
@@ -279,10 +275,7 @@ impl BtfBuilder {
 
     /// Rewrites a `DATASEC` into a struct whose members are its variables.
     fn make_struct(&mut self, id: TypeId) {
-        self.rename(id, |byte| match byte {
-            b'.' | b'?' => b'_',
-            other => other,
-        });
+        self.rename(id, b"");
         for nth in 0..self.vlen(id) {
             let Some(var) = self.sec_var(id, nth) else {
                 break;
@@ -296,10 +289,23 @@ impl BtfBuilder {
         self.set_info(id, Kind::STRUCT, self.vlen(id));
     }
 
-    fn rename(&mut self, id: TypeId, change: impl Fn(u8) -> u8) {
-        let name: Vec<u8> = self.name_bytes(id).iter().copied().map(change).collect();
-        let name = self.add_string(&name);
-        self.set_word(id, 0, name);
+    /// Makes a name an identifier that may have the characters of `also` in it.
+    fn rename(&mut self, id: TypeId, also: &[u8]) {
+        let old = self.name_bytes(id);
+        let good = |at: usize, byte: u8| {
+            byte == b'_'
+                || also.contains(&byte)
+                || byte.is_ascii_alphabetic()
+                || at > 0 && byte.is_ascii_digit()
+        };
+        let new: Vec<u8> = (0..)
+            .zip(old)
+            .map(|(at, &byte)| if good(at, byte) { byte } else { b'_' })
+            .collect();
+        if new != old {
+            let name = self.add_string(&new);
+            self.set_word(id, 0, name);
+        }
     }
 
     #[cold]

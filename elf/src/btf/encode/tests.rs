@@ -338,7 +338,11 @@ fn old_kernels_get_what_they_know() {
     assert_eq!(one(BtfFeatures::ENUM64, 19), 2);
 
     let mut b = BtfBuilder::new();
-    let id = b.add_datasec("?.struct_ops", 0, &[]);
+    let names = ["?.struct_ops", "maps/events", "2/0", ".data.one_2"];
+    let ids = names.map(|name| b.add_datasec(name, 0, &[]));
     b.sanitize(BtfFeatures::all() - BtfFeatures::QMARK_DATASEC);
-    assert_eq!(b.name(id), "_.struct_ops");
+    assert_eq!(
+        ids.map(|id| b.name(id)),
+        ["_.struct_ops", "maps_events", "__0", ".data.one_2"]
+    );
 }
