@@ -15,6 +15,7 @@ pub mod btf;
 pub mod core_relo;
 mod cursor;
 mod error;
+mod externs;
 mod image;
 mod link;
 mod load_btf;
@@ -24,6 +25,7 @@ pub mod section;
 mod spec;
 
 pub use error::ObjectError;
+pub use externs::{ConfigType, ExternKind, KernelConfig};
 pub use image::Bytes;
 pub use link::{Fixup, FixupTarget, LinkedCoreRelo, LinkedProgram, Linker};
 pub use object::Object;

@@ -20,11 +20,8 @@ pub(crate) struct Definition {
     pub(crate) values: Option<u32>,
 }
 
-/// Reads every definition of the `.maps` section, in the object's order.
-pub(crate) fn btf_maps(btf: &Btf<'_>) -> Result<Vec<Definition>, ObjectError> {
-    let Some(section) = btf.find_by_name_kind(".maps", Kind::DATASEC) else {
-        return Ok(Vec::new());
-    };
+/// Reads every definition of the data section `.maps`, in the object's order.
+pub(crate) fn btf_maps(btf: &Btf<'_>, section: TypeId) -> Result<Vec<Definition>, ObjectError> {
     let section = btf_type(btf, ".maps", section)?;
     let mut out = Vec::with_capacity(section.vlen() as usize);
     for var in section.sec_vars() {

@@ -12,9 +12,10 @@ use object::read::elf::{FileHeader, Rel, SectionHeader, SectionTable, Sym, Symbo
 use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
-use crate::btf::{Btf, BtfIndex, Kind};
+use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery};
 use crate::cursor::slice_at;
 use crate::error::{ObjectError, machine_name};
+use crate::externs::{self, Constant, Declarations, ExternKind};
 use crate::image::Bytes;
 use crate::maps;
 use crate::section;
@@ -42,6 +43,8 @@ pub struct Object {
     maps: Vec<MapSpec>,
     variables: Vec<VariableSpec>,
     externs: Vec<ExternSpec>,
+    pub(crate) constants: Vec<Constant>,
+    pub(crate) config_map: Option<usize>,
     data_sections: Vec<DataSection>,
     license: Option<String>,
     kernel_version: Option<u32>,
@@ -230,7 +233,8 @@ impl Object {
         Ok(())
     }
 
-    /// Symbols that the object uses and does not define.
+    /// Symbols that the object uses and does not define, and what each stands
+    /// for.
     pub fn externs(&self) -> &[ExternSpec] {
         &self.externs
     }
@@ -366,6 +370,8 @@ impl<'d> Parser<'d> {
                 maps: Vec::new(),
                 variables: Vec::new(),
                 externs: Vec::new(),
+                constants: Vec::new(),
+                config_map: None,
                 data_sections: Vec::new(),
                 license: None,
                 kernel_version: None,
@@ -385,11 +391,12 @@ impl<'d> Parser<'d> {
     fn run(mut self) -> Result<Object, ObjectError> {
         self.read_sections()?;
         self.read_symbols()?;
-        self.read_btf_maps()?;
+        let declarations = self.read_btf()?;
         self.read_legacy_maps()?;
         self.placed_maps
             .sort_unstable_by_key(|m| (m.section, m.offset));
         self.read_relocations()?;
+        self.classify_externs(declarations)?;
         self.fill_slots()?;
         self.find_programs();
         if self.object.programs.is_empty() && self.object.maps.is_empty() {
@@ -668,31 +675,64 @@ impl<'d> Parser<'d> {
         }
     }
 
-    fn read_btf_maps(&mut self) -> Result<(), ObjectError> {
+    /// Checks the object's BTF and reads from it the types of data sections,
+    /// the definitions of maps, and where undefined symbols are declared.
+    fn read_btf(&mut self) -> Result<Declarations, ObjectError> {
+        let mut declarations = Declarations::default();
         let Some(btf_bytes) = self.object.btf.clone() else {
             return match self.btf_maps {
                 Some(_) => Err(ObjectError::malformed_in(
                     ".maps",
                     "the section needs BTF, which the object lacks; compile with -g",
                 )),
-                None => Ok(()),
+                None => Ok(declarations),
             };
         };
         let btf = Btf::parse(btf_bytes.as_slice()).map_err(|source| ObjectError::Btf {
             section: ".BTF",
             source,
         })?;
-        for data in &self.object.data_sections {
-            if let Some(map) = self.object.maps.get_mut(data.map as usize)
-                && let Some(id) = btf.find_by_name_kind(&map.name, Kind::DATASEC)
-            {
-                map.value_type_id = id;
-            }
+        // Only data sections have maps so far.
+        let data = &self.object.maps;
+        let mut query = NameQuery::new();
+        let sections = data.iter().map(|map| map.name.as_str());
+        for name in sections.chain([".maps", externs::KCONFIG, externs::KSYMS]) {
+            query.add(name.as_bytes(), KindSet::of(&[Kind::DATASEC]));
         }
-        if let Some(section) = self.btf_maps {
-            self.place_maps(section, maps::btf_maps(&btf)?)?;
+        query.finish();
+        let mut hits = Vec::new();
+        btf.find_all(&query, &mut hits);
+        let section = |name: &str| {
+            let position = query.position(name.as_bytes())?;
+            Some(hits.iter().find(|hit| hit.name == position)?.id)
+        };
+        declarations.kconfig = section(externs::KCONFIG);
+        declarations.ksyms = section(externs::KSYMS);
+        let maps = section(".maps");
+        let types: Vec<_> = data.iter().map(|map| section(&map.name)).collect();
+        for (map, id) in self.object.maps.iter_mut().zip(types) {
+            map.value_type_id = id.unwrap_or_default();
+        }
+        if let (Some(index), Some(id)) = (self.btf_maps, maps) {
+            self.place_maps(index, maps::btf_maps(&btf, id)?)?;
         }
         self.object.btf_index = Some(btf.into_index());
+        Ok(declarations)
+    }
+
+    /// Says what every undefined symbol is, and adds the map for the values
+    /// of the kernel's configuration.
+    fn classify_externs(&mut self, declarations: Declarations) -> Result<(), ObjectError> {
+        let bytes = self.object.btf.clone();
+        let index = self.object.btf_index.take();
+        if let (Some(bytes), Some(index)) = (&bytes, &index)
+            && let Ok(btf) = Btf::with_index(bytes.as_slice(), None, index)
+            && let Some(map) = externs::classify(&btf, declarations, &mut self.object.externs)?
+        {
+            self.object.config_map = Some(self.object.maps.len());
+            self.object.maps.push(map);
+        }
+        self.object.btf_index = index;
         Ok(())
     }
 
@@ -844,6 +884,12 @@ impl<'d> Parser<'d> {
                     "refers to a symbol without a name or a section".to_owned(),
                 ));
             }
+            if !insn.is_ld_imm64() && insn.code != insn::CALL {
+                return Err(fault(format!(
+                    "refers to {name} from opcode {:#04x}",
+                    insn.code
+                )));
+            }
             let weak = symbol.st_bind() == elf::STB_WEAK;
             return reloc(Target::Extern(self.extern_index(name, weak)));
         };
@@ -918,6 +964,7 @@ impl<'d> Parser<'d> {
         externs.push(ExternSpec {
             name: name.to_owned(),
             weak,
+            kind: ExternKind::Constant,
         });
         externs.len() as u32 - 1
     }

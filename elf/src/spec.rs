@@ -3,6 +3,7 @@
 
 use ebpf_manager_sys::abi::bpf::{AttachType, MapFlags, MapType, ProgramFlags, ProgramType};
 
+use crate::externs::ExternKind;
 use crate::image::Bytes;
 
 /// Description of a map, as an object declares it or a caller builds it.
@@ -97,7 +98,8 @@ impl PartialEq for Contents {
 }
 
 impl MapSpec {
-    /// True for a map that holds global variables (`.data`, `.rodata`, `.bss`).
+    /// True for a map that holds global variables (`.data`, `.rodata`, `.bss`)
+    /// or configuration values (`.kconfig`).
     pub fn is_global_data(&self) -> bool {
         self.name.starts_with('.') && self.map_type == MapType::ARRAY && self.max_entries == 1
     }
@@ -161,4 +163,6 @@ pub struct ExternSpec {
     pub name: String,
     /// True if it may stay unresolved, and then reads as zero.
     pub weak: bool,
+    /// What it stands for.
+    pub kind: ExternKind,
 }

@@ -89,6 +89,20 @@ pub(super) fn matches(
     Ok(true)
 }
 
+/// Whether the types are compatible, roots included.
+pub(super) fn types_compatible(
+    local_btf: &Btf<'_>,
+    local: TypeId,
+    target_btf: &Btf<'_>,
+    target: TypeId,
+) -> Result<bool, CoreProblem> {
+    let pair = Pair {
+        local: local_btf,
+        target: target_btf,
+    };
+    pair.types_compatible(local, target, MAX_DEPTH, &mut Budget(BUDGET))
+}
+
 /// The two sides of a comparison.
 #[derive(Clone, Copy)]
 struct Pair<'b, 'a> {

@@ -525,6 +525,17 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// Whether a type of the object and one of the kernel are compatible: of one
+/// kind, through pointers, arrays and prototypes. Damaged types are not.
+pub(crate) fn types_compatible(
+    local: &Btf<'_>,
+    local_id: TypeId,
+    target: &Btf<'_>,
+    target_id: TypeId,
+) -> bool {
+    matching::types_compatible(local, local_id, target, target_id).unwrap_or(false)
+}
+
 /// What a relocation is about, for people: `struct task_struct.signal.live`,
 /// `enum bpf_func_id::BPF_FUNC_loop`, `typedef u64`.
 pub fn describe(local: &Btf<'_>, relo: &CoreRelo) -> Box<str> {
