@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use common::{
@@ -11,7 +12,7 @@ use common::{
     require, run, skip,
 };
 use ebpf_manager::bpf::{
-    Collection, LoadError, LoadOptions, MapFlags, MapType, MissingSymbol, ProgramError,
+    Collection, LoadError, LoadOptions, Map, MapFlags, MapType, MissingSymbol, ProgramError,
 };
 use ebpf_manager::elf::{ExternKind, Object, ObjectError, Pinning, Slot};
 use ebpf_manager_sys::proc::{self, KernelVersion};
@@ -48,6 +49,68 @@ fn objects_legacy_maps_of_every_make() {
     check("legacy_maps", &collection, &["legacy_maps_check"]);
     let kinds = ["lm_other_section", "lm_btf"].map(|name| map(&collection, name).map_type());
     assert_eq!(kinds, [MapType::PERCPU_ARRAY, MapType::HASH]);
+}
+
+#[test]
+fn objects_extern_maps_and_what_is_left_to_the_loader() {
+    let mut object = object("extern_map.bpf.o");
+    assert!(object.map("em_elsewhere").unwrap().external);
+    assert!(object.externs().is_empty());
+    let later = object.map("em_sized_later").unwrap();
+    assert_eq!(
+        (later.max_entries, later.pinning),
+        (0, Pinning::Custom(107))
+    );
+
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let refused = |object: &Object, replacement: Option<Map>| {
+        let mut options = LoadOptions::default();
+        options.replace_maps = replacement.into_iter().collect();
+        Collection::load(object, options).unwrap_err().to_string()
+    };
+    let mut spec = object.map("em_elsewhere").unwrap().clone();
+    let err = refused(&object, None);
+    assert!(
+        err.starts_with("map em_elsewhere: declared extern"),
+        "{err}"
+    );
+    spec.max_entries = 3;
+    let err = refused(&object, Some(Map::create(&spec).unwrap()));
+    assert!(
+        err.contains("max_entries is 3, the object declares 2"),
+        "{err}"
+    );
+    spec.max_entries = 2;
+    let elsewhere = Map::create(&spec).unwrap();
+    let err = refused(&object, Some(elsewhere.try_clone().unwrap()));
+    assert_eq!(
+        err,
+        "map em_sized_later: max_entries is 0; set it before loading"
+    );
+
+    for map in object.maps_mut() {
+        if map.name == "em_sized_later" {
+            map.max_entries = 1000;
+        }
+    }
+    elsewhere.set(&1_u32, &33_u64).unwrap();
+    let mut options = LoadOptions::default();
+    options.replace_maps = vec![elsewhere.try_clone().unwrap()];
+    let collection = Collection::load(&object, options).unwrap();
+    check("extern_map", &collection, &["extern_map_check"]);
+    assert_eq!(elsewhere.get(&1_u32).unwrap(), Some(34_u64));
+    let events = map(&collection, "em_events");
+    assert_eq!((events.key_size(), events.value_size()), (4, 4));
+
+    // The flag that the kernel adds to a device map is no difference.
+    let devices = map(&collection, "em_devices").as_fd();
+    let devices = Map::from_fd("em_devices", devices.try_clone_to_owned().unwrap()).unwrap();
+    let mut options = LoadOptions::default();
+    options.replace_maps = vec![elsewhere, devices];
+    Collection::load(&object, options).unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::core::CoreRelocator;
-use crate::error::{LoadError, ProgramError};
+use crate::error::{LoadError, MapError, ProgramError};
 use crate::externs::Externs;
 use crate::kernel_btf::KernelBtf;
 use crate::map::{Loss, Map, MapContext};
@@ -312,6 +312,13 @@ impl<'o> Loader<'o> {
                 Err(err) if err.is(Errno::ENOENT) => {}
                 Err(err) => return Err(err.into()),
             }
+        }
+        if spec.external {
+            let what = "declared extern, and neither replaced nor pinned under its name";
+            return Err(LoadError::Map(MapError::Spec {
+                map: spec.name.clone(),
+                what: what.to_owned(),
+            }));
         }
         let map = self.create_map(index, spec)?;
         if let Some(path) = pin {

@@ -8,7 +8,7 @@
 
 use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 
-use crate::btf::{Btf, Kind, Type, TypeId};
+use crate::btf::{Btf, Kind, Linkage, Type, TypeId};
 use crate::cursor::words_at;
 use crate::error::ObjectError;
 use crate::spec::{MapSpec, Pinning, Slot};
@@ -31,7 +31,9 @@ pub(crate) fn btf_maps(btf: &Btf<'_>, section: TypeId) -> Result<Vec<Definition>
             return Err(fault(name, "its entry in .maps is not a variable"));
         };
         let definition = resolve(btf, name, target)?.1;
-        out.push(read_definition(btf, name, &definition, false)?);
+        let mut definition = read_definition(btf, name, &definition, false)?;
+        definition.spec.external = var.linkage() == Some(Linkage::EXTERN);
+        out.push(definition);
     }
     Ok(out)
 }

@@ -293,6 +293,8 @@ struct Parser<'d> {
     map_symbols: Vec<MapSymbol<'d>>,
     /// Declared maps by section and offset, sorted.
     placed_maps: Vec<PlacedMap>,
+    /// Maps that other objects define, by name and index.
+    extern_maps: Vec<(String, u32)>,
 }
 
 /// A symbol that names a map.
@@ -385,6 +387,7 @@ impl<'d> Parser<'d> {
             legacy_maps: Vec::new(),
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
+            extern_maps: Vec::new(),
         })
     }
 
@@ -713,8 +716,8 @@ impl<'d> Parser<'d> {
         for (map, id) in self.object.maps.iter_mut().zip(types) {
             map.value_type_id = id.unwrap_or_default();
         }
-        if let (Some(index), Some(id)) = (self.btf_maps, maps) {
-            self.place_maps(index, maps::btf_maps(&btf, id)?)?;
+        if let Some(id) = maps {
+            self.place_maps(maps::btf_maps(&btf, id)?)?;
         }
         self.object.btf_index = Some(btf.into_index());
         Ok(declarations)
@@ -736,18 +739,24 @@ impl<'d> Parser<'d> {
         Ok(())
     }
 
-    fn place_maps(
-        &mut self,
-        section: usize,
-        definitions: Vec<maps::Definition>,
-    ) -> Result<(), ObjectError> {
+    fn place_maps(&mut self, definitions: Vec<maps::Definition>) -> Result<(), ObjectError> {
         for definition in definitions {
+            let map = self.object.maps.len() as u32;
+            if definition.spec.external {
+                let name = definition.spec.name.clone();
+                self.extern_maps.push((name, map));
+                self.object.maps.push(definition.spec);
+                continue;
+            }
             // clang leaves the variable's offset in BTF at 0; the symbol has it.
             let symbol = self
                 .map_symbols
                 .iter()
-                .find(|s| s.section == section && s.name == definition.spec.name);
-            let Some(&MapSymbol { offset, .. }) = symbol else {
+                .find(|s| Some(s.section) == self.btf_maps && s.name == definition.spec.name);
+            let Some(&MapSymbol {
+                section, offset, ..
+            }) = symbol
+            else {
                 return Err(ObjectError::Map {
                     map: definition.spec.name,
                     what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
@@ -756,7 +765,7 @@ impl<'d> Parser<'d> {
             self.placed_maps.push(PlacedMap {
                 section,
                 offset,
-                map: self.object.maps.len() as u32,
+                map,
                 values: definition.values,
             });
             self.object.maps.push(definition.spec);
@@ -889,6 +898,11 @@ impl<'d> Parser<'d> {
                     "refers to {name} from opcode {:#04x}",
                     insn.code
                 )));
+            }
+            if insn.is_ld_imm64()
+                && let Some((_, map)) = self.extern_maps.iter().find(|(n, _)| n == name)
+            {
+                return reloc(Target::Map(*map));
             }
             let weak = symbol.st_bind() == elf::STB_WEAK;
             return reloc(Target::Extern(self.extern_index(name, weak)));

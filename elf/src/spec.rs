@@ -35,6 +35,9 @@ pub struct MapSpec {
     pub key_type_id: u32,
     /// BTF id of the value type in the object's BTF; 0 for none.
     pub value_type_id: u32,
+    /// Declared `extern`: another object defines the map. It must be replaced
+    /// by a live one, or be pinned already; it is not created.
+    pub external: bool,
     /// Definition of the inner map of a map of maps.
     pub inner: Option<Box<MapSpec>>,
     /// Slots filled right after creation: inner maps and tail-call targets

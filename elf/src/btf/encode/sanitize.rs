@@ -74,6 +74,9 @@ impl BtfBuilder {
     /// every section's entries into the order of their offsets, as the kernel
     /// wants them.
     ///
+    /// Variables that another object defines (`extern` maps), which the kernel
+    /// refuses, become global ones at the end of their section.
+    ///
     /// `.ksyms` has no place in the object; see [`BtfBuilder::fill_ksyms`].
     /// `.kconfig` has none either: the caller lays it out and answers for it
     /// like for a section, and its variables become global ones. Left alone if
@@ -101,13 +104,15 @@ impl BtfBuilder {
     ) -> Result<(), BtfError> {
         let kconfig = section == ".kconfig";
         let linked = self.word(id, 2) != Some(0);
-        if !linked {
-            match facts.section_size(section) {
-                Some(size) => self.set_word(id, 2, size),
+        let mut end = match self.word(id, 2) {
+            Some(0) | None => match facts.section_size(section) {
+                Some(size) => size,
                 None if kconfig => return Ok(()),
+                None if self.is_external(id) => 0,
                 None => return Err(self.edit_error(BtfProblem::MissingSection, id)),
-            }
-        }
+            },
+            Some(size) => size,
+        };
         for nth in 0..self.vlen(id) {
             let Some(mut entry) = self.sec_var(id, nth) else {
                 break;
@@ -117,6 +122,13 @@ impl BtfBuilder {
                 return Err(self.edit_error(BtfProblem::TypeId, id));
             }
             let linkage = self.word(var, 3).map(Linkage);
+            if linkage == Some(Linkage::EXTERN) && !kconfig {
+                entry.offset = end.saturating_add(7) & !7;
+                end = entry.offset.saturating_add(entry.size);
+                self.set_sec_var(id, nth, entry);
+                self.set_linkage(var, Linkage::GLOBAL);
+                continue;
+            }
             if linkage != Some(Linkage::GLOBAL) && !kconfig {
                 continue;
             }
@@ -133,7 +145,17 @@ impl BtfBuilder {
                 self.set_linkage(var, Linkage::GLOBAL);
             }
         }
+        self.set_word(id, 2, end);
         Ok(())
+    }
+
+    /// Whether another object defines all that a data section declares.
+    fn is_external(&self, id: TypeId) -> bool {
+        let external = |nth| {
+            let var = self.sec_var(id, nth).map(|entry| entry.type_id);
+            var.and_then(|var| self.word(var, 3)) == Some(Linkage::EXTERN.0)
+        };
+        self.vlen(id) != 0 && (0..self.vlen(id)).all(external)
     }
 
     fn sort_datasec(&mut self, id: TypeId) {
