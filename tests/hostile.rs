@@ -187,7 +187,9 @@ impl File {
             }
         }
         let order = if cfg!(target_endian = "little") { 1 } else { 2 };
-        let mut header = vec![0x7f, b'E', b'L', b'F', 2, order, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut header = vec![
+            0x7f, b'E', b'L', b'F', 2, order, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
         for half in [1_u16, 247] {
             header.extend_from_slice(&half.to_ne_bytes());
         }
@@ -226,7 +228,9 @@ fn parsed(what: &str, file: File) -> Object {
 fn refused(what: &str, file: File) -> String {
     let bytes = file.finish();
     let len = bytes.len();
-    in_time(what, len, || Object::parse(bytes)).unwrap_err().to_string()
+    in_time(what, len, || Object::parse(bytes))
+        .unwrap_err()
+        .to_string()
 }
 
 fn link_all(what: &str, object: &Object) -> usize {
@@ -469,7 +473,11 @@ fn data_sections() {
     file.add(".BTF", PROGBITS, 0, &b.to_bytes().unwrap());
     let object = parsed("data sections", file);
     assert_eq!(object.maps().len(), N);
-    assert!((0..).zip(object.maps()).all(|(nth, map)| map.value_type_id == nth * 6 + 1));
+    assert!(
+        (0..)
+            .zip(object.maps())
+            .all(|(nth, map)| map.value_type_id == nth * 6 + 1)
+    );
 
     let mut file = File::new();
     let mut b = BtfBuilder::new();
@@ -480,7 +488,9 @@ fn data_sections() {
     }
     file.add(".BTF", PROGBITS, 0, &b.to_bytes().unwrap());
     let bytes = file.finish();
-    let object = in_time("data section of a long name", bytes.len(), || Object::parse(bytes));
+    let object = in_time("data section of a long name", bytes.len(), || {
+        Object::parse(bytes)
+    });
     if let Ok(object) = object {
         for features in [BtfFeatures::all(), BtfFeatures::empty()] {
             let _ = in_time("data section of a long name, sanitised", 1 << 20, || {
@@ -553,7 +563,14 @@ fn hidden_functions() {
     let btf = Btf::parse(&bytes).unwrap();
     for (id, ty) in btf.types().skip(1) {
         let global = (id - 2) % 3 == 0;
-        assert_eq!(ty.linkage(), Some(if global { Linkage::GLOBAL } else { Linkage::STATIC }));
+        assert_eq!(
+            ty.linkage(),
+            Some(if global {
+                Linkage::GLOBAL
+            } else {
+                Linkage::STATIC
+            })
+        );
     }
 }
 
@@ -572,7 +589,11 @@ fn ext(slot: usize, record: u32, blocks: &[(u32, Vec<u32>)]) -> Vec<u8> {
     });
     header[1] = 32;
     header[3 + slot * 2] = table.len() as u32 * 4;
-    header.iter().chain(&table).flat_map(|word| word.to_ne_bytes()).collect()
+    header
+        .iter()
+        .chain(&table)
+        .flat_map(|word| word.to_ne_bytes())
+        .collect()
 }
 
 #[test]
@@ -591,7 +612,12 @@ fn debug_records() {
     }
     let none = b.add_string(b"socket/none");
     let blocks: Vec<_> = (0..20_000)
-        .map(|nth| (strings.get(6_000 - nth / 2).copied().unwrap_or(none), vec![0, 1]))
+        .map(|nth| {
+            (
+                strings.get(6_000 - nth / 2).copied().unwrap_or(none),
+                vec![0, 1],
+            )
+        })
         .collect();
     file.add(".BTF", PROGBITS, 0, &b.to_bytes().unwrap());
     file.add(".BTF.ext", PROGBITS, 0, &ext(0, 8, &blocks));
@@ -607,7 +633,10 @@ fn debug_records() {
         file.function("f", code, nth, 1);
     }
     let name = b.add_string(b"socket");
-    let records: Vec<_> = (0..N).rev().flat_map(|nth| [nth * 8, 1, 0, nth << 10]).collect();
+    let records: Vec<_> = (0..N)
+        .rev()
+        .flat_map(|nth| [nth * 8, 1, 0, nth << 10])
+        .collect();
     file.add(".BTF", PROGBITS, 0, &b.to_bytes().unwrap());
     file.add(".BTF.ext", PROGBITS, 0, &ext(1, 16, &[(name, records)]));
     let object = parsed("records out of order", file);
@@ -616,7 +645,10 @@ fn debug_records() {
     in_time("records out of order, linked", 1 << 20, || {
         for (nth, program) in (0_u32..).zip(object.programs()) {
             linker.link(program, &mut linked).unwrap();
-            let words: Vec<_> = [0, 1, 0, nth << 10].iter().flat_map(|w| w.to_ne_bytes()).collect();
+            let words: Vec<_> = [0, 1, 0, nth << 10]
+                .iter()
+                .flat_map(|w| w.to_ne_bytes())
+                .collect();
             assert_eq!(linked.line_info, words);
         }
     });
@@ -676,7 +708,12 @@ fn core_relocations() {
     let roots: Vec<_> = (0..N).map(|_| b.add_struct("s", 4, &[member])).collect();
     let section = b.add_string(b"socket");
     let move_0 = [0xb7, 1, 0, 0, 0, 0, 0, 0];
-    let code = file.add("socket", PROGBITS, CODE, &[move_0.repeat(N), EXIT.to_vec()].concat());
+    let code = file.add(
+        "socket",
+        PROGBITS,
+        CODE,
+        &[move_0.repeat(N), EXIT.to_vec()].concat(),
+    );
     file.function("main", code, 0, N + 1);
     let records: Vec<_> = (0..N)
         .flat_map(|nth| [nth as u32 * 8, roots[N - 1 - nth], access, 0])
@@ -687,11 +724,21 @@ fn core_relocations() {
     let kernel = {
         let mut b = BtfBuilder::new();
         let int = b.add_int("int", 4, true);
-        b.add_struct("s", 4, &[NewMember { type_id: int, ..member }]);
+        b.add_struct(
+            "s",
+            4,
+            &[NewMember {
+                type_id: int,
+                ..member
+            }],
+        );
         b.to_bytes().unwrap()
     };
     let own = object.btf().unwrap().raw().to_vec();
-    for (what, kernel) in [("relocations, found", kernel), ("relocations, found often", own)] {
+    for (what, kernel) in [
+        ("relocations, found", kernel),
+        ("relocations, found often", own),
+    ] {
         in_time(what, 1 << 20, || relocate(&object, &kernel));
     }
 }
@@ -714,7 +761,11 @@ fn relocate(object: &Object, kernel: &[u8]) {
         let mut refused = 0;
         for (index, relo) in (0..).zip(&linked.core_relos) {
             let at = relo.insn as usize;
-            refused += u32::from(resolver.apply(&mut linked.insns, at, &relo.record, index).is_err());
+            refused += u32::from(
+                resolver
+                    .apply(&mut linked.insns, at, &relo.record, index)
+                    .is_err(),
+            );
         }
         println!("refused: {refused}");
     }
@@ -734,7 +785,11 @@ fn deep_comparisons() {
             .iter()
             .map(|name| NewMember {
                 name,
-                type_id: if name == &names[MEMBERS - 1] { last } else { int },
+                type_id: if name == &names[MEMBERS - 1] {
+                    last
+                } else {
+                    int
+                },
                 bit_offset: 0,
                 bit_size: 0,
             })
@@ -749,7 +804,12 @@ fn deep_comparisons() {
     let section = b.add_string(b"socket");
     let mut file = File::new();
     let move_1 = [0xb7, 1, 0, 0, 1, 0, 0, 0];
-    let code = file.add("socket", PROGBITS, CODE, &[move_1.repeat(N), EXIT.to_vec()].concat());
+    let code = file.add(
+        "socket",
+        PROGBITS,
+        CODE,
+        &[move_1.repeat(N), EXIT.to_vec()].concat(),
+    );
     file.function("main", code, 0, N + 1);
     let records: Vec<_> = (0..N)
         .flat_map(|nth| [nth as u32 * 8, roots[nth], access, 12])

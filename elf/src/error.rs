@@ -82,6 +82,15 @@ pub enum ObjectError {
         /// What is wrong: `"has 4 bytes, the value has 8"`.
         what: String,
     },
+    /// A symbol that the object uses and does not define cannot be given a
+    /// value.
+    #[error("symbol {symbol}: {what}")]
+    Symbol {
+        /// The symbol's name.
+        symbol: String,
+        /// What is wrong.
+        what: String,
+    },
     /// A relocation that cannot be resolved.
     #[error("section {section}, offset {offset:#x} (instruction {}): {what}", offset / 8)]
     Relocation {

@@ -85,8 +85,8 @@ pub enum FixupTarget {
     /// The same, for the address of a byte of the map's value. The offset is
     /// in the instruction already.
     MapValue(u32),
-    /// The address or value of the extern with this index in
-    /// [`Object::externs`].
+    /// The address, id or value of the extern with this index in
+    /// [`Object::externs`]; constants that were set are in place already.
     Extern(u32),
 }
 
@@ -223,7 +223,7 @@ impl<'o> Linker<'o> {
                     program: program.name.clone(),
                 });
             }
-            self.resolve(placed, out)?;
+            self.resolve(program.function, placed, out)?;
             next += 1;
         }
         Ok(())
@@ -292,16 +292,22 @@ impl<'o> Linker<'o> {
         Some(start)
     }
 
-    /// Points a placed function's references at their targets.
-    fn resolve(&self, placed: Placed, out: &mut LinkedProgram) -> Result<(), ObjectError> {
+    /// Points a placed function's references at their targets, or at the
+    /// numbers set for the program.
+    fn resolve(
+        &self,
+        program: u32,
+        placed: Placed,
+        out: &mut LinkedProgram,
+    ) -> Result<(), ObjectError> {
         let Some(source) = self.object.functions.get(placed.function as usize) else {
             return Ok(());
         };
         let relocs = source.relocs.start as usize..source.relocs.end as usize;
         for reloc in self.object.relocs.get(relocs).unwrap_or_default() {
             let insn = reloc.insn - source.start + placed.start;
-            let wide = !matches!(reloc.target, Target::Call(_) | Target::Extern(_));
             let at = insn as usize;
+            let wide = out.insns.get(at).is_some_and(Insn::is_ld_imm64);
             if wide && reloc.insn + 1 >= source.start + source.len {
                 return Err(ObjectError::malformed(format!(
                     "function {} ends inside a two-word instruction",
@@ -338,7 +344,16 @@ impl<'o> Linker<'o> {
                     }
                     FixupTarget::MapValue(map)
                 }
-                Target::Extern(index) => FixupTarget::Extern(index),
+                Target::Extern(index) => {
+                    if wide && let Some(value) = self.object.constant(index, program) {
+                        if let Some(words) = out.insns.get_mut(at..at + 2) {
+                            let value = Insn::ld_imm64(words[0].dst(), 0, value);
+                            words.copy_from_slice(&value);
+                        }
+                        continue;
+                    }
+                    FixupTarget::Extern(index)
+                }
             };
             out.fixups.push(Fixup { insn, target });
         }

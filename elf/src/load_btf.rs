@@ -1,7 +1,8 @@
 //! The object's BTF as the kernel wants it.
 //!
 //! Compilers leave data sections' sizes and offsets at 0 and know nothing of
-//! symbol visibility; both come from the symbol table.
+//! symbol visibility; both come from the symbol table. Places of configuration
+//! values come from the layout of their map.
 
 use object::read::elf::{FileHeader, SectionHeader, Sym};
 use object::{NativeEndian, elf};
@@ -9,6 +10,7 @@ use object::{NativeEndian, elf};
 use crate::btf::encode::{BtfBuilder, BtfFeatures, ObjectFacts, VarFact};
 use crate::btf::{Kind, Linkage};
 use crate::error::ObjectError;
+use crate::externs::{self, ExternKind};
 use crate::object::{Object, SHARING};
 
 const E: NativeEndian = NativeEndian;
@@ -55,6 +57,7 @@ impl Object {
         };
         let mut builder = BtfBuilder::copy_of(&btf);
         builder.fill_datasecs(&self.facts()).map_err(fault)?;
+        builder.fill_ksyms();
         let hidden = self.functions.iter().filter(|f| f.hidden);
         let mut hidden: Vec<_> = hidden.map(|f| f.name.as_bytes()).collect();
         if !hidden.is_empty() {
@@ -104,6 +107,18 @@ impl Object {
             {
                 let hidden = matches!(symbol.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL);
                 facts.variables.push((name, VarFact { offset, hidden }));
+            }
+        }
+        if let Some(map) = self.config_map().and_then(|at| self.maps().get(at)) {
+            facts.sections.push((externs::KCONFIG, map.value_size));
+            for symbol in self.externs() {
+                if let ExternKind::Config { offset, .. } = symbol.kind {
+                    let fact = VarFact {
+                        offset,
+                        hidden: false,
+                    };
+                    facts.variables.push((&symbol.name, fact));
+                }
             }
         }
         facts.sections.sort_unstable();

@@ -102,6 +102,20 @@ pub(super) fn matches(
     Ok(true)
 }
 
+/// Whether the types are compatible, roots included.
+pub(super) fn types_compatible(
+    local_btf: &Btf<'_>,
+    local: TypeId,
+    target_btf: &Btf<'_>,
+    target: TypeId,
+) -> Result<bool, CoreProblem> {
+    let pair = Pair {
+        local: local_btf,
+        target: target_btf,
+    };
+    pair.types_compatible(local, target, MAX_DEPTH, &mut Budget(BUDGET))
+}
+
 /// The two sides of a comparison.
 #[derive(Clone, Copy)]
 struct Pair<'b, 'a> {
@@ -123,23 +137,13 @@ impl<'a> Pair<'_, 'a> {
     }
 
     /// Equal names, flavours aside.
-    fn same_name(
-        &self,
-        local: u32,
-        target: u32,
-        budget: &mut Budget,
-    ) -> Result<bool, CoreProblem> {
+    fn same_name(&self, local: u32, target: u32, budget: &mut Budget) -> Result<bool, CoreProblem> {
         let name = essential_name(self.local.name_bytes(local));
         self.is_named(target, name, budget)
     }
 
     /// Whether a name of the target is `name` once its flavour is taken off.
-    fn is_named(
-        &self,
-        target: u32,
-        name: &[u8],
-        budget: &mut Budget,
-    ) -> Result<bool, CoreProblem> {
+    fn is_named(&self, target: u32, name: &[u8], budget: &mut Budget) -> Result<bool, CoreProblem> {
         budget.spend_name(name)?;
         // Most names differ early, long before their ends are found.
         if !self.target.strings_from(target).starts_with(name) {

@@ -587,6 +587,16 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// Whether a type of the object and one of the kernel are compatible: of one
+/// kind, through pointers, arrays and prototypes. Damaged types are not.
+pub(crate) fn types_compatible(
+    local: &Btf<'_>,
+    local_id: TypeId,
+    target: &Btf<'_>,
+    target_id: TypeId,
+) -> bool {
+    matching::types_compatible(local, local_id, target, target_id).unwrap_or(false)
+}
 /// Characters of [`describe`]: a program may have any number of poisoned
 /// instructions, each with its description.
 const MAX_TEXT: usize = 256;
