@@ -29,6 +29,7 @@ pub mod proc;
 pub mod ringbuf;
 pub mod rtnl;
 pub mod signal;
+pub mod socket;
 pub mod tracefs;
 
 pub use errno::{Errno, SysError};
