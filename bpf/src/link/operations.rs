@@ -144,8 +144,9 @@ impl Link {
     /// when somebody else removed or replaced it.
     ///
     /// # Errors
-    /// [`LinkError::Impossible`] for options of sockets, which the kernel does
-    /// not tell; [`LinkError::Operation`].
+    /// [`LinkError::Impossible`] where the kernel does not tell: options of
+    /// sockets, and maps of sockets without a link before Linux 5.17;
+    /// [`LinkError::Operation`].
     pub fn is_attached(&self) -> Result<bool, LinkError> {
         let standing = match &self.inner {
             Inner::Standing(standing) => standing,

@@ -67,7 +67,11 @@ impl Standing {
         let result = match &self.0 {
             Some(Attachment::Xdp(it)) => it.is_attached(),
             Some(Attachment::Filter(it)) => it.is_attached(),
-            Some(Attachment::Program(it)) => it.is_attached(),
+            // Hooks learnt one by one to answer.
+            Some(Attachment::Program(it)) => match it.is_attached() {
+                Err(err) if net::too_old(&err) => return Ok(None),
+                result => result,
+            },
             Some(Attachment::Socket(_)) => return Ok(None),
             None => Ok(false),
         };
