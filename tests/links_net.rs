@@ -110,8 +110,12 @@ impl Net {
     }
 
     fn send_from(&self, sender: &UdpSocket) {
+        Net::send_over(sender, self.left);
+    }
+
+    fn send_over(sender: &UdpSocket, interface: u32) {
         let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-        let _ = sender.send_to(b"x", SocketAddrV6::new(all_nodes, PORT, 0, self.left));
+        let _ = sender.send_to(b"x", SocketAddrV6::new(all_nodes, PORT, 0, interface));
     }
 
     fn rtnl(&self) -> Rtnl {
@@ -1042,12 +1046,31 @@ fn links_net_netkit() {
     }
     let _leaks = LeakCheck::begin();
     let net = Net::new();
+    let mut rtnl = net.rtnl();
+    rtnl.link_add_netkit("primary", "peer", None).unwrap();
+    let [primary, peer] = ["primary", "peer"].map(|name| {
+        let index = rtnl.link_by_name(name).unwrap().index;
+        rtnl.link_set_up(index).unwrap();
+        index
+    });
+    let interface = Interface::from("primary").in_namespace(&net.namespace);
+    for (end, from) in [(NetkitEnd::Primary, primary), (NetkitEnd::Peer, peer)] {
+        Kind {
+            programs: ["tc_first", "tc_second"],
+            mechanism: Mechanism::Netkit,
+            attach: &|program| Link::netkit(program, &interface, end, Order::default()),
+            poke: &|| Net::send_over(&net.sender, from),
+            second: Second::Shares,
+            update: Can::Yes,
+            tells: Can::Yes,
+        }
+        .life();
+    }
     let collection = load(&["tc_first"]);
     let program = collection.program("tc_first").unwrap();
-    // Not a netkit device, and the kernel says so.
     let attach = || Link::netkit(program, &net.right(), NetkitEnd::Peer, Order::default());
     let err = attach().unwrap_err();
-    assert!(matches!(err, LinkError::Attach { .. }), "{err}");
+    assert!(matches!(err, LinkError::Attach { .. }), "not netkit: {err}");
 }
 
 #[test]
