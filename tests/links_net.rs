@@ -26,6 +26,8 @@ use ebpf_manager::bpf::{
     cgroup_programs, open_object,
 };
 use ebpf_manager::{Hook, Manager, ObjectSource, Outcome, Probe};
+use ebpf_manager_sys::abi::bpf::AttachFlags;
+use ebpf_manager_sys::bpf::{ProgAttach, Target, prog_attach, prog_detach};
 use ebpf_manager_sys::rtnl::{ClsBpfFlags, FilterSpec, Rtnl, TcParent};
 use ebpf_manager_sys::{fd, netns, socket};
 
@@ -767,6 +769,29 @@ fn links_net_cgroup() {
     old.detach().unwrap();
     assert!(new.is_attached().unwrap());
     drop(new);
+
+    // Somebody else overwrites ours: it is left alone.
+    let single = CgroupOptions {
+        sharing: Sharing::Override,
+        ..shared
+    };
+    let mut lost = Link::cgroup(first, path, single).unwrap();
+    let directory = std::fs::File::open(path).unwrap();
+    let mut theirs = ProgAttach::new(
+        Target::Fd(directory.as_fd()),
+        AttachType::CGROUP_INET_EGRESS,
+        second.as_fd(),
+    );
+    theirs.flags = AttachFlags::ALLOW_OVERRIDE;
+    prog_attach(&theirs).unwrap();
+    assert!(!lost.is_attached().unwrap());
+    let err = lost.update(first).unwrap_err();
+    assert!(err.is(Errno::ENOENT), "{err}");
+    lost.detach().unwrap();
+    let found = cgroup_programs(path, AttachType::CGROUP_INET_EGRESS).unwrap();
+    assert_eq!(found.programs.len(), 1, "{found:?}");
+    theirs.flags = AttachFlags::empty();
+    prog_detach(&theirs).unwrap();
 
     // Below the mount point, and nowhere.
     let name = path.file_name().unwrap();

@@ -62,7 +62,7 @@ impl Link {
     ///
     /// Works for every link to a network hook but netfilter's, and for
     /// attachments without a link; there it is refused if somebody else
-    /// replaced the program. Requires at least Linux 5.6 for a cgroup whose
+    /// replaced the program and the kernel tells. Requires at least Linux 5.6 for a cgroup whose
     /// programs share a hook without a link.
     ///
     /// # Errors

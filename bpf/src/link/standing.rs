@@ -145,10 +145,7 @@ impl ProgramAttached {
     }
 
     fn detach(self) -> Result<(), SysError> {
-        // Where a hook holds a single program, the kernel takes down whichever
-        // it is.
-        if !self.flags.contains(AttachFlags::ALLOW_MULTI) && matches!(self.is_attached(), Ok(false))
-        {
+        if self.is_displaced() {
             return Ok(());
         }
         self.target.run(&mut |target| {
@@ -163,6 +160,10 @@ impl ProgramAttached {
     /// A hook that holds a single program replaces it; one that holds several
     /// is told which (Linux 5.6).
     fn update(&mut self, program: &Program) -> Result<(), SysError> {
+        if self.is_displaced() {
+            return Err(SysError::new("bpf(BPF_PROG_ATTACH)", Errno::ENOENT)
+                .with_detail("another program is attached"));
+        }
         let new = fd::dup(program.as_fd())?;
         let multi = self.flags.contains(AttachFlags::ALLOW_MULTI);
         self.target.run(&mut |target| {
@@ -174,6 +175,13 @@ impl ProgramAttached {
         })?;
         self.program = new;
         Ok(())
+    }
+
+    /// Whether a hook that holds a single program holds another one by now,
+    /// which the kernel would replace or take down without a question. No if
+    /// the kernel does not tell.
+    fn is_displaced(&self) -> bool {
+        !self.flags.contains(AttachFlags::ALLOW_MULTI) && matches!(self.is_attached(), Ok(false))
     }
 
     fn is_attached(&self) -> Result<bool, SysError> {
