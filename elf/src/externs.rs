@@ -14,7 +14,7 @@ use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 use crate::btf::{Btf, Kind, KindSet, Linkage, NameHit, NameQuery, Type, TypeId, essential_name};
 use crate::core_relo;
 use crate::error::ObjectError;
-use crate::object::{Object, Target};
+use crate::object::{Object, SHARING, Target};
 use crate::spec::{ExternSpec, MapSpec};
 
 /// Name of the section, and of the map, that holds configuration values.
@@ -140,6 +140,8 @@ pub(crate) fn classify(
     }
 
     let mut values = Vec::new();
+    // Names may share their text: see `SHARING`.
+    let mut left = btf.raw().len().saturating_mul(SHARING);
     for (symbol, index) in declared(btf, sections.kconfig, &known) {
         let name = btf.name(symbol.name_off());
         let place = symbol.target().and_then(|id| {
@@ -157,14 +159,21 @@ pub(crate) fn classify(
                     .to_owned(),
             });
         };
-        let index = index.unwrap_or_else(|| {
-            externs.push(ExternSpec {
-                name: name.to_owned(),
-                weak: true,
-                kind: ExternKind::Constant,
-            });
-            externs.len() - 1
-        });
+        let index = match index {
+            Some(index) => index,
+            None => {
+                left = left.checked_sub(name.len()).ok_or_else(|| ObjectError::Symbol {
+                    symbol: name.to_owned(),
+                    what: "declared too often, or under too long a name".to_owned(),
+                })?;
+                externs.push(ExternSpec {
+                    name: name.to_owned(),
+                    weak: true,
+                    kind: ExternKind::Constant,
+                });
+                externs.len() - 1
+            }
+        };
         values.push((Reverse(align), size, value, index));
     }
     let Some(section) = sections.kconfig.filter(|_| !values.is_empty()) else {
@@ -391,10 +400,9 @@ impl Object {
 
     /// True if a function or one that it calls refers to `target`.
     fn uses(&self, function: u32, target: Target) -> bool {
-        let mut seen = vec![function];
-        let mut next = 0;
-        while let Some(&function) = seen.get(next) {
-            next += 1;
+        let mut seen = vec![false; self.functions.len()];
+        let mut next = vec![function];
+        while let Some(function) = next.pop() {
             let relocs = self.functions.get(function as usize).and_then(|f| {
                 self.relocs
                     .get(f.relocs.start as usize..f.relocs.end as usize)
@@ -404,9 +412,10 @@ impl Object {
                     return true;
                 }
                 if let Target::Call(f) | Target::Address(f) = reloc.target
-                    && !seen.contains(&f)
+                    && let Some(seen) = seen.get_mut(f as usize)
+                    && !std::mem::replace(seen, true)
                 {
-                    seen.push(f);
+                    next.push(f);
                 }
             }
         }

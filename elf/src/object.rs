@@ -4,6 +4,7 @@
 //! their relocations already resolved to maps, variables and other functions,
 //! so that linking a program (see [`crate::link`]) never looks at ELF again.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
@@ -32,8 +33,10 @@ pub(crate) const INSN_SIZE: usize = 8;
 ///
 /// Names may end in the same text and sections claim the same bytes: what is
 /// copied or looked through for each of them could grow with the square of the
-/// file. Compilers share hardly anything.
-pub(crate) const SHARING: usize = 16;
+/// file. Compilers share little text and no sections, whose bytes count
+/// [`SECTION`]fold.
+pub(crate) const SHARING: usize = 8;
+const SECTION: usize = 4;
 
 /// An eBPF object file, parsed.
 ///
@@ -200,14 +203,15 @@ impl Object {
         self.maps.iter().find(|m| m.name == name)
     }
 
-    /// Global variables.
+    /// Global variables, sorted by name.
     pub fn variables(&self) -> &[VariableSpec] {
         &self.variables
     }
 
     /// The global variable of this name.
     pub fn variable(&self, name: &str) -> Option<&VariableSpec> {
-        self.variables.iter().find(|v| v.name == name)
+        let at = self.variables.partition_point(|v| v.name.as_str() < name);
+        self.variables.get(at).filter(|v| v.name == name)
     }
 
     /// Gives a global variable its initial value, in this machine's byte
@@ -285,6 +289,10 @@ struct Parser<'d> {
     sections: Sections<'d>,
     symbols: Symbols<'d>,
     object: Object,
+    /// See [`Parser::charge`].
+    left: Cell<usize>,
+    /// Undefined symbols with their numbers among the externs, by name.
+    extern_names: Vec<(&'d str, u32)>,
     /// By ELF section index: index into `codes` plus one.
     code_of: Vec<u32>,
     /// By ELF section index: index into `data_sections` plus one.
@@ -380,6 +388,8 @@ impl<'d> Parser<'d> {
             bytes,
             sections,
             symbols,
+            left: Cell::new(data.len().saturating_mul(SHARING)),
+            extern_names: Vec::new(),
             object: Object {
                 bytes: bytes.clone(),
                 codes: Vec::new(),
@@ -418,11 +428,28 @@ impl<'d> Parser<'d> {
         self.read_relocations()?;
         self.classify_externs(declarations)?;
         self.fill_slots()?;
-        self.find_programs();
+        self.find_programs()?;
         if self.object.programs.is_empty() && self.object.maps.is_empty() {
             return Err(ObjectError::NothingInside);
         }
         Ok(self.object)
+    }
+
+    /// Accounts for bytes that are about to be copied or looked through, once
+    /// for each place that refers to them.
+    ///
+    /// # Errors
+    /// If too many places share the same bytes, see [`SHARING`].
+    fn charge(&self, bytes: usize) -> Result<(), ObjectError> {
+        match self.left.get().checked_sub(bytes) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
+            None => Err(ObjectError::malformed(format!(
+                "sections and names that share bytes add up to more than {SHARING} times the file"
+            ))),
+        }
     }
 
     fn section_name(
@@ -430,6 +457,7 @@ impl<'d> Parser<'d> {
         header: &'d elf::SectionHeader64<NativeEndian>,
     ) -> Result<&'d str, ObjectError> {
         let name = self.sections.section_name(E, header).map_err(bad)?;
+        self.charge(name.len())?;
         std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a section name is not UTF-8"))
     }
 
@@ -450,6 +478,7 @@ impl<'d> Parser<'d> {
         if end > self.data.len() {
             return Err(outside());
         }
+        self.charge((end - start).saturating_mul(SECTION))?;
         Ok(start..end)
     }
 
@@ -568,6 +597,7 @@ impl<'d> Parser<'d> {
 
     fn symbol_name(&self, symbol: &'d elf::Sym64<NativeEndian>) -> Result<&'d str, ObjectError> {
         let name = self.symbols.symbol_name(E, symbol).map_err(bad)?;
+        self.charge(name.len())?;
         std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a symbol name is not UTF-8"))
     }
 
@@ -612,11 +642,13 @@ impl<'d> Parser<'d> {
             }
         }
         self.close_functions();
+        // Of several of one name the first in the file stays the first.
+        self.object.variables.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(())
     }
 
     fn holds_maps(&self, section: usize) -> bool {
-        self.btf_maps == Some(section) || self.legacy_maps.contains(&section)
+        self.btf_maps == Some(section) || self.legacy_maps.binary_search(&section).is_ok()
     }
 
     fn add_function(
@@ -678,20 +710,23 @@ impl<'d> Parser<'d> {
     /// Sorts functions by place and gives those without a size the room up to
     /// the next one.
     fn close_functions(&mut self) {
-        let functions = &mut self.object.functions;
+        let Object {
+            functions, codes, ..
+        } = &mut self.object;
         functions.sort_by_key(|f| (f.code, f.start, !f.global));
-        for i in 0..functions.len() {
-            if functions[i].len != 0 {
-                continue;
+        // The place behind, and where the next function after it starts.
+        let (mut here, mut next) = ((u32::MAX, 0), None);
+        for function in functions.iter_mut().rev() {
+            let place = (function.code, function.start);
+            if place != here {
+                next = (place.0 == here.0).then_some(here.1);
+                here = place;
             }
-            let (code, start) = (functions[i].code, functions[i].start);
-            let end = functions[i + 1..]
-                .iter()
-                .find(|f| f.code != code || f.start > start)
-                .filter(|f| f.code == code)
-                .map(|f| f.start);
-            let section = &self.object.codes[code as usize];
-            functions[i].len = end.unwrap_or((section.file_range.len() / INSN_SIZE) as u32) - start;
+            if function.len == 0 {
+                let section = &codes[function.code as usize].file_range;
+                let end = next.unwrap_or((section.len() / INSN_SIZE) as u32);
+                function.len = end - function.start;
+            }
         }
     }
 
@@ -722,9 +757,11 @@ impl<'d> Parser<'d> {
         query.finish();
         let mut hits = Vec::new();
         btf.find_all(&query, &mut hits);
+        hits.sort_unstable();
         let section = |name: &str| {
             let position = query.position(name.as_bytes())?;
-            Some(hits.iter().find(|hit| hit.name == position)?.id)
+            let hit = hits.get(hits.partition_point(|hit| hit.name < position))?;
+            (hit.name == position).then_some(hit.id)
         };
         declarations.kconfig = section(externs::KCONFIG);
         declarations.ksyms = section(externs::KSYMS);
@@ -757,6 +794,12 @@ impl<'d> Parser<'d> {
     }
 
     fn place_maps(&mut self, definitions: Vec<maps::Definition>) -> Result<(), ObjectError> {
+        let symbols = self.map_symbols.iter();
+        let mut symbols: Vec<_> = symbols
+            .filter(|s| Some(s.section) == self.btf_maps)
+            .map(|s| (s.name, s.section, s.offset))
+            .collect();
+        symbols.sort_by_key(|(name, ..)| *name);
         for definition in definitions {
             let map = self.object.maps.len() as u32;
             if definition.spec.external {
@@ -766,14 +809,9 @@ impl<'d> Parser<'d> {
                 continue;
             }
             // clang leaves the variable's offset in BTF at 0; the symbol has it.
-            let symbol = self
-                .map_symbols
-                .iter()
-                .find(|s| Some(s.section) == self.btf_maps && s.name == definition.spec.name);
-            let Some(&MapSymbol {
-                section, offset, ..
-            }) = symbol
-            else {
+            let name = definition.spec.name.as_str();
+            let symbol = symbols.get(symbols.partition_point(|(n, ..)| *n < name));
+            let Some(&(_, section, offset)) = symbol.filter(|(n, ..)| *n == name) else {
                 return Err(ObjectError::Map {
                     map: definition.spec.name,
                     what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
@@ -787,6 +825,7 @@ impl<'d> Parser<'d> {
             });
             self.object.maps.push(definition.spec);
         }
+        self.extern_maps.sort();
         Ok(())
     }
 
@@ -804,7 +843,12 @@ impl<'d> Parser<'d> {
                 .data
                 .get(self.range(section_name, header)?)
                 .unwrap_or_default();
-            let mut own = symbols.iter().filter(|s| s.section == section).peekable();
+            let first = symbols.partition_point(|s| s.section < section);
+            let own = symbols.get(first..).unwrap_or_default();
+            let mut own = own
+                .iter()
+                .take_while(|s| s.section == section)
+                .peekable();
             if own.peek().is_none() {
                 return Err(ObjectError::malformed_in(
                     section_name,
@@ -862,6 +906,7 @@ impl<'d> Parser<'d> {
             let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
                 continue;
             };
+            self.charge(size_of_val(rels).saturating_mul(SECTION))?;
             for rel in rels {
                 let reloc = self.code_reloc(code, rel)?;
                 self.object.relocs.push(reloc);
@@ -917,9 +962,11 @@ impl<'d> Parser<'d> {
                 )));
             }
             if insn.is_ld_imm64()
-                && let Some((_, map)) = self.extern_maps.iter().find(|(n, _)| n == name)
+                && let Ok(found) = self
+                    .extern_maps
+                    .binary_search_by(|(known, _)| known.as_str().cmp(name))
             {
-                return reloc(Target::Map(*map));
+                return reloc(Target::Map(self.extern_maps[found].1));
             }
             let weak = symbol.st_bind() == elf::STB_WEAK;
             return reloc(Target::Extern(self.extern_index(name, weak)));
@@ -987,17 +1034,20 @@ impl<'d> Parser<'d> {
         )))
     }
 
-    fn extern_index(&mut self, name: &str, weak: bool) -> u32 {
-        let externs = &mut self.object.externs;
-        if let Some(found) = externs.iter().position(|e| e.name == name) {
-            return found as u32;
+    fn extern_index(&mut self, name: &'d str, weak: bool) -> u32 {
+        match self.extern_names.binary_search_by_key(&name, |(n, _)| n) {
+            Ok(found) => self.extern_names[found].1,
+            Err(place) => {
+                let index = self.object.externs.len() as u32;
+                self.extern_names.insert(place, (name, index));
+                self.object.externs.push(ExternSpec {
+                    name: name.to_owned(),
+                    weak,
+                    kind: ExternKind::Constant,
+                });
+                index
+            }
         }
-        externs.push(ExternSpec {
-            name: name.to_owned(),
-            weak,
-            kind: ExternKind::Constant,
-        });
-        externs.len() as u32 - 1
     }
 
     /// Calls within a section carry no relocation: the assembler has resolved
@@ -1078,6 +1128,7 @@ impl<'d> Parser<'d> {
             let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
                 continue;
             };
+            self.charge(size_of_val(rels).saturating_mul(SECTION))?;
             for rel in rels {
                 self.fill_slot(maps_section, rel)?;
             }
@@ -1116,22 +1167,17 @@ impl<'d> Parser<'d> {
         let target = if let Some(section) = section.filter(|s| self.holds_maps(*s)) {
             let inner = self
                 .map_at(section, symbol.st_value(E))
-                .and_then(|i| self.object.maps.get(i as usize));
-            Slot::Map(
-                inner
-                    .ok_or_else(|| fault("names a map that does not exist"))?
-                    .name
-                    .clone(),
-            )
+                .and_then(|i| self.object.maps.get(i as usize))
+                .ok_or_else(|| fault("names a map that does not exist"))?;
+            self.charge(inner.name.len())?;
+            Slot::Map(inner.name.clone())
         } else if let Some(code) = section.and_then(|s| lookup(&self.code_of, s)) {
             let function = self.object.function_at(code, symbol.st_value(E) / 8);
-            let function = function.and_then(|f| self.object.functions.get(f as usize));
-            Slot::Program(
-                function
-                    .ok_or_else(|| fault("names a function that does not exist"))?
-                    .name
-                    .clone(),
-            )
+            let function = function
+                .and_then(|f| self.object.functions.get(f as usize))
+                .ok_or_else(|| fault("names a function that does not exist"))?;
+            self.charge(function.name.len())?;
+            Slot::Program(function.name.clone())
         } else {
             return Err(fault("names neither a map nor a program"));
         };
@@ -1144,7 +1190,7 @@ impl<'d> Parser<'d> {
     /// Programs are the functions outside `.text` that the object does not
     /// use as subprograms: global ones always, static ones if nothing refers
     /// to them from code.
-    fn find_programs(&mut self) {
+    fn find_programs(&mut self) -> Result<(), ObjectError> {
         let mut called = vec![false; self.object.functions.len()];
         for reloc in &self.object.relocs {
             if let Target::Call(f) | Target::Address(f) = reloc.target
@@ -1158,6 +1204,8 @@ impl<'d> Parser<'d> {
             if section.name == ".text" || (!function.global && called[index]) {
                 continue;
             }
+            // The section's name is copied, and so is the target in it.
+            self.charge(function.name.len() + 2 * section.name.len())?;
             let kind = section::parse(&section.name);
             self.object.programs.push(ProgramSpec {
                 name: function.name.clone(),
@@ -1171,6 +1219,7 @@ impl<'d> Parser<'d> {
                 function: index as u32,
             });
         }
+        Ok(())
     }
 }
 
