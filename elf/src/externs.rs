@@ -162,10 +162,12 @@ pub(crate) fn classify(
         let index = match index {
             Some(index) => index,
             None => {
-                left = left.checked_sub(name.len()).ok_or_else(|| ObjectError::Symbol {
-                    symbol: name.to_owned(),
-                    what: "declared too often, or under too long a name".to_owned(),
-                })?;
+                left = left
+                    .checked_sub(name.len())
+                    .ok_or_else(|| ObjectError::Symbol {
+                        symbol: name.to_owned(),
+                        what: "declared too often, or under too long a name".to_owned(),
+                    })?;
                 externs.push(ExternSpec {
                     name: name.to_owned(),
                     weak: true,

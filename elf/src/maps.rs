@@ -11,11 +11,10 @@ use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 use crate::btf::{Btf, Kind, Linkage, Type, TypeId};
 use crate::cursor::words_at;
 use crate::error::ObjectError;
-use crate::object::SHARING;
 use crate::spec::{MapSpec, Pinning, Slot};
 
-/// Members that a definition in BTF may have: more than there are different
-/// ones.
+/// Members of a definition in BTF at most; those that have a meaning are
+/// fewer.
 const MAX_MEMBERS: u32 = 32;
 
 /// A definition, with what the symbol table must complete.
@@ -26,33 +25,24 @@ pub(crate) struct Definition {
 }
 
 /// Reads every definition of the data section `.maps`, in the object's order.
-pub(crate) fn btf_maps(btf: &Btf<'_>, section: TypeId) -> Result<Vec<Definition>, ObjectError> {
+pub(crate) fn btf_maps(
+    btf: &Btf<'_>,
+    section: TypeId,
+    each: &mut dyn FnMut(Definition) -> Result<(), ObjectError>,
+) -> Result<(), ObjectError> {
     let section = btf_type(btf, ".maps", section)?;
-    let mut ids: Vec<_> = section.sec_vars().map(|var| var.type_id).collect();
-    ids.sort_unstable();
-    let before = ids.len();
-    ids.dedup();
-    if ids.len() < before {
-        return Err(fault(".maps", "the section lists a variable twice"));
-    }
-    let mut out = Vec::with_capacity(before);
-    // Names may share their text: see `SHARING`.
-    let mut left = btf.raw().len().saturating_mul(SHARING);
     for var in section.sec_vars() {
         let var = btf_type(btf, ".maps", var.type_id)?;
         let name = btf.name(var.name_off());
-        left = left
-            .checked_sub(name.len() * 2)
-            .ok_or_else(|| fault(".maps", "the names of the maps are too long"))?;
         let Some(target) = var.target().filter(|_| var.kind() == Kind::VAR) else {
             return Err(fault(name, "its entry in .maps is not a variable"));
         };
         let definition = resolve(btf, name, target)?.1;
         let mut definition = read_definition(btf, name, &definition, false)?;
         definition.spec.external = var.linkage() == Some(Linkage::EXTERN);
-        out.push(definition);
+        each(definition)?;
     }
-    Ok(out)
+    Ok(())
 }
 
 fn fault(map: &str, what: impl Into<String>) -> ObjectError {
@@ -122,7 +112,7 @@ fn read_definition(
         return Err(fault(name, "its definition is not a struct"));
     }
     if definition.vlen() > MAX_MEMBERS {
-        return Err(fault(name, "its definition has a member twice"));
+        return Err(fault(name, "its definition has too many members"));
     }
     let mut spec = MapSpec {
         name: name.to_owned(),

@@ -13,7 +13,7 @@ use object::read::elf::{FileHeader, Rel, SectionHeader, SectionTable, Sym, Symbo
 use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
-use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery};
+use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery, TypeId};
 use crate::cursor::slice_at;
 use crate::error::{ObjectError, machine_name};
 use crate::externs::{self, Constant, Declarations, ExternKind};
@@ -446,9 +446,9 @@ impl<'d> Parser<'d> {
                 self.left.set(left);
                 Ok(())
             }
-            None => Err(ObjectError::malformed(format!(
-                "sections and names that share bytes add up to more than {SHARING} times the file"
-            ))),
+            None => Err(ObjectError::malformed(
+                "its sections and symbols repeat more than the file could hold",
+            )),
         }
     }
 
@@ -641,10 +641,9 @@ impl<'d> Parser<'d> {
                 });
             }
         }
-        self.close_functions();
         // Of several of one name the first in the file stays the first.
         self.object.variables.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(())
+        self.close_functions()
     }
 
     fn holds_maps(&self, section: usize) -> bool {
@@ -708,26 +707,32 @@ impl<'d> Parser<'d> {
     }
 
     /// Sorts functions by place and gives those without a size the room up to
-    /// the next one.
-    fn close_functions(&mut self) {
-        let Object {
-            functions, codes, ..
-        } = &mut self.object;
+    /// the next one. Several may be one and the same, but none may reach into
+    /// another: linking copies each, so the copies would outgrow the file.
+    fn close_functions(&mut self) -> Result<(), ObjectError> {
+        let functions = &mut self.object.functions;
         functions.sort_by_key(|f| (f.code, f.start, !f.global));
-        // The place behind, and where the next function after it starts.
-        let (mut here, mut next) = ((u32::MAX, 0), None);
+        let (mut place, mut end) = ((u32::MAX, 0), 0);
         for function in functions.iter_mut().rev() {
-            let place = (function.code, function.start);
-            if place != here {
-                next = (place.0 == here.0).then_some(here.1);
-                here = place;
+            let section = &self.object.codes[function.code as usize];
+            if place != (function.code, function.start) {
+                end = if place.0 == function.code {
+                    place.1
+                } else {
+                    (section.file_range.len() / INSN_SIZE) as u32
+                };
+                place = (function.code, function.start);
             }
+            let room = end - function.start;
             if function.len == 0 {
-                let section = &codes[function.code as usize].file_range;
-                let end = next.unwrap_or((section.len() / INSN_SIZE) as u32);
-                function.len = end - function.start;
+                function.len = room;
+            }
+            if function.len > room {
+                let what = format!("function {} reaches into the next one", function.name);
+                return Err(ObjectError::malformed_in(&section.name, what));
             }
         }
+        Ok(())
     }
 
     /// Checks the object's BTF and reads from it the types of data sections,
@@ -771,7 +776,7 @@ impl<'d> Parser<'d> {
             map.value_type_id = id.unwrap_or_default();
         }
         if let Some(id) = maps {
-            self.place_maps(maps::btf_maps(&btf, id)?)?;
+            self.place_maps(&btf, id)?;
         }
         self.object.btf_index = Some(btf.into_index());
         Ok(declarations)
@@ -793,27 +798,33 @@ impl<'d> Parser<'d> {
         Ok(())
     }
 
-    fn place_maps(&mut self, definitions: Vec<maps::Definition>) -> Result<(), ObjectError> {
+    /// Reads the definitions of `.maps` and finds the symbol of each; a symbol
+    /// is one map's.
+    fn place_maps(&mut self, btf: &Btf<'_>, section: TypeId) -> Result<(), ObjectError> {
         let symbols = self.map_symbols.iter();
         let mut symbols: Vec<_> = symbols
             .filter(|s| Some(s.section) == self.btf_maps)
-            .map(|s| (s.name, s.section, s.offset))
+            .map(|s| (s.name, Some((s.section, s.offset))))
             .collect();
-        symbols.sort_by_key(|(name, ..)| *name);
-        for definition in definitions {
+        symbols.sort_by_key(|(name, _)| *name);
+        maps::btf_maps(btf, section, &mut |definition| {
+            let spec = definition.spec;
+            // The inner map's name derives from it.
+            self.charge(2 * spec.name.len())?;
             let map = self.object.maps.len() as u32;
-            if definition.spec.external {
-                let name = definition.spec.name.clone();
-                self.extern_maps.push((name, map));
-                self.object.maps.push(definition.spec);
-                continue;
+            if spec.external {
+                // No symbol bounds their number.
+                self.charge(size_of::<MapSpec>() / 2)?;
+                self.extern_maps.push((spec.name.clone(), map));
+                self.object.maps.push(spec);
+                return Ok(());
             }
             // clang leaves the variable's offset in BTF at 0; the symbol has it.
-            let name = definition.spec.name.as_str();
-            let symbol = symbols.get(symbols.partition_point(|(n, ..)| *n < name));
-            let Some(&(_, section, offset)) = symbol.filter(|(n, ..)| *n == name) else {
+            let at = symbols.partition_point(|(name, _)| *name < spec.name.as_str());
+            let place = symbols.get_mut(at).filter(|(name, _)| *name == spec.name);
+            let Some((section, offset)) = place.and_then(|(_, place)| place.take()) else {
                 return Err(ObjectError::Map {
-                    map: definition.spec.name,
+                    map: spec.name,
                     what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
                 });
             };
@@ -823,8 +834,9 @@ impl<'d> Parser<'d> {
                 map,
                 values: definition.values,
             });
-            self.object.maps.push(definition.spec);
-        }
+            self.object.maps.push(spec);
+            Ok(())
+        })?;
         self.extern_maps.sort();
         Ok(())
     }
@@ -845,10 +857,7 @@ impl<'d> Parser<'d> {
                 .unwrap_or_default();
             let first = symbols.partition_point(|s| s.section < section);
             let own = symbols.get(first..).unwrap_or_default();
-            let mut own = own
-                .iter()
-                .take_while(|s| s.section == section)
-                .peekable();
+            let mut own = own.iter().take_while(|s| s.section == section).peekable();
             if own.peek().is_none() {
                 return Err(ObjectError::malformed_in(
                     section_name,

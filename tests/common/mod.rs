@@ -40,6 +40,7 @@ mod leak;
 mod objects;
 mod programs;
 
+#[allow(unused_imports, reason = "see above")]
 pub(crate) use leak::LeakCheck;
 pub(crate) use programs::{check, load, load_alone, map, object, run};
 
