@@ -16,13 +16,15 @@
 use std::fmt;
 
 use ebpf_manager_sys::abi::bpf::AttachType;
+use ebpf_manager_sys::abi::insn::{Insn, pseudo};
 
 use crate::btf::{Btf, BtfError, Kind, KindSet, NameHit, NameQuery};
 use crate::core_relo::{CoreError, CoreProblem, Poison, ReloKind, Resolver, add_roots};
 use crate::error::ObjectError;
+use crate::externs::ExternKind;
 use crate::link::{FixupTarget, LinkedProgram, Linker};
 use crate::reach::reachable;
-use crate::spec::ProgramSpec;
+use crate::spec::{ExternSpec, ProgramSpec};
 
 /// A check that could not be made.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,8 +66,9 @@ pub struct Finding {
     pub insn: Option<u32>,
     /// What is missing or wrong.
     pub fault: Fault,
-    /// The program cannot be loaded without it. False for poison that is never
-    /// reached (see [`reachable`](crate::reachable)), for weak symbols, and for
+    /// The program cannot be loaded without it. False for poison and calls of
+    /// weak functions that are never reached (see
+    /// [`reachable`](crate::reachable)), for other uses of weak symbols, and for
     /// programs the object does not load by itself (`SEC("?…")`).
     ///
     /// The kernel's verifier has the last word: it may know that more is
@@ -81,8 +84,16 @@ pub enum Fault {
     Missing(Poison),
     /// A CO-RE relocation has several answers, or makes no sense.
     Failed(CoreError),
-    /// The BTF has no function or variable of this name.
-    Symbol(Box<str>),
+    /// The BTF has no function or variable of this name, or only one of
+    /// another type.
+    Symbol {
+        /// Its name in the object.
+        name: Box<str>,
+        /// There is one of another type.
+        other_type: bool,
+    },
+    /// Another object would have to define this symbol.
+    Undefined(Box<str>),
     /// The BTF has no such function, tracepoint, hook or iterator for the
     /// program to attach to; the name of the type that would tell.
     Target(Box<str>),
@@ -95,7 +106,14 @@ impl fmt::Display for Fault {
             Fault::Failed(error) => {
                 write!(f, "{} of {}: {}", error.kind, error.spec, error.what)
             }
-            Fault::Symbol(name) => write!(f, "symbol {name}: this kernel's BTF does not have it"),
+            Fault::Symbol {
+                name,
+                other_type: true,
+            } => write!(f, "symbol {name}: this kernel's is of another type"),
+            Fault::Symbol { name, .. } => {
+                write!(f, "symbol {name}: this kernel's BTF does not have it")
+            }
+            Fault::Undefined(name) => write!(f, "symbol {name}: no object defines it"),
             Fault::Target(name) => {
                 write!(
                     f,
@@ -117,15 +135,12 @@ impl fmt::Display for Fault {
 /// error but part of the report.
 pub fn check(linker: &Linker<'_>, kernel: &[u8], modules: &[&[u8]]) -> Result<Report, CheckError> {
     let object = linker.object();
-    let symbols = symbols(linker);
     let targets: Vec<Option<(String, Kind)>> = object.programs().iter().map(target).collect();
     let mut query = NameQuery::new();
     if let Some(local) = linker.btf() {
         add_roots(&mut query, local, linker.core_relos());
     }
-    for (_, name, kind) in &symbols {
-        query.add(name.as_bytes(), KindSet::of(&[*kind]));
-    }
+    object.add_extern_names(&mut query);
     for (name, kind) in targets.iter().flatten() {
         query.add(name.as_bytes(), KindSet::of(&[*kind]));
     }
@@ -165,7 +180,8 @@ pub fn check(linker: &Linker<'_>, kernel: &[u8], modules: &[&[u8]]) -> Result<Re
     let mut linked = LinkedProgram::default();
     for (program, spec) in object.programs().iter().enumerate() {
         linker.link(spec, &mut linked)?;
-        let first = report.findings.len();
+        // Findings that do no harm where they cannot be reached.
+        let mut guarded = Vec::new();
         let mut find = |insn, fault, required: bool| Finding {
             program,
             insn,
@@ -182,27 +198,74 @@ pub fn check(linker: &Linker<'_>, kernel: &[u8], modules: &[&[u8]]) -> Result<Re
             let FixupTarget::Extern(index) = fixup.target else {
                 continue;
             };
-            if let Some((_, name, kind)) = symbols.iter().find(|symbol| symbol.0 == index)
-                && !has(name, *kind)
-            {
-                let weak = object.externs().get(index as usize).is_some_and(|s| s.weak);
-                let fault = Fault::Symbol((*name).into());
-                report.findings.push(find(Some(fixup.insn), fault, !weak));
+            let Some(symbol) = object.externs().get(index as usize) else {
+                continue;
+            };
+            let Some((insn, rest)) = linked
+                .insns
+                .get_mut(fixup.insn as usize..)
+                .and_then(<[Insn]>::split_first_mut)
+            else {
+                continue;
+            };
+            if !is_typed(symbol) {
+                // Known only where it is a number.
+                if symbol.kind == ExternKind::Undefined && !symbol.weak {
+                    let fault = Fault::Undefined(symbol.name.as_str().into());
+                    report.findings.push(find(Some(fixup.insn), fault, true));
+                } else if symbol.kind != ExternKind::Constant && insn.is_ld_imm64() {
+                    insn.set_src(pseudo::BTF_ID);
+                }
+                continue;
             }
+            let mut answers = std::iter::once(&kernel)
+                .chain(&split)
+                .zip(&found)
+                .map(|(btf, hits)| object.find_extern(symbol, &query, btf, hits));
+            let other_type = match answers.find(|answer| *answer != Ok(None)) {
+                Some(Ok(_)) => {
+                    insn.set_src(pseudo::BTF_ID);
+                    continue;
+                }
+                answer => answer.is_some(),
+            };
+            let mut required = true;
+            if symbol.weak && insn.is_ld_imm64() {
+                // It has the address 0, which is what guards ask for.
+                insn.set_src(0);
+                insn.imm = 0;
+                if let Some(second) = rest.first_mut() {
+                    second.imm = 0;
+                }
+                required = false;
+            } else if symbol.weak {
+                guarded.push(report.findings.len());
+            }
+            let fault = Fault::Symbol {
+                name: symbol.name.as_str().into(),
+                other_type,
+            };
+            let finding = find(Some(fixup.insn), fault, required);
+            report.findings.push(finding);
         }
         if let Some(resolver) = &mut resolver {
+            let first = report.findings.len();
             report.relocate(resolver, &mut linked, &mut find);
+            let poison = |&at: &usize| {
+                let finding = report.findings.get(at);
+                finding.is_some_and(|finding| matches!(finding.fault, Fault::Missing(_)))
+            };
+            guarded.extend((first..report.findings.len()).filter(poison));
         }
-        // Poison counts where it can be reached; only now is all code final.
-        let findings = report.findings.get_mut(first..).unwrap_or_default();
-        let is_poison = |finding: &Finding| matches!(finding.fault, Fault::Missing(_));
-        if findings.iter().any(is_poison) {
+        // Only now is all code final.
+        if !guarded.is_empty() {
             let reached = reachable(&linked.insns);
-            for finding in findings.iter_mut().filter(|finding| is_poison(finding)) {
-                finding.required &= finding
-                    .insn
-                    .and_then(|insn| reached.get(insn as usize).copied())
-                    .unwrap_or(true);
+            for at in guarded {
+                if let Some(finding) = report.findings.get_mut(at)
+                    && let Some(insn) = finding.insn
+                {
+                    finding.required &= reached.get(insn as usize) != Some(&false);
+                }
             }
         }
     }
@@ -248,32 +311,12 @@ impl Report {
     }
 }
 
-/// Symbols that the object expects of the kernel and declares with a type:
-/// index among the externs, name, kind. Those declared `void` are looked up
-/// elsewhere.
-fn symbols<'o>(linker: &Linker<'o>) -> Vec<(u32, &'o str, Kind)> {
-    let externs = linker.object().externs();
-    let Some(btf) = linker.btf().filter(|_| !externs.is_empty()) else {
-        return Vec::new();
-    };
-    let mut symbols = Vec::new();
-    let section = btf
-        .types()
-        .find(|(_, ty)| ty.kind() == Kind::DATASEC && btf.name(ty.name_off()) == ".ksyms");
-    for var in section.iter().flat_map(|(_, ty)| ty.sec_vars()) {
-        let Some(ty) = btf.get(var.type_id) else {
-            continue;
-        };
-        let is_void = |id| btf.skip_modifiers(id).is_none_or(|(id, _)| id == 0);
-        if ty.kind() == Kind::VAR && ty.target().is_none_or(is_void) {
-            continue;
-        }
-        let name = btf.name(ty.name_off());
-        for (index, _) in (0..).zip(externs).filter(|(_, e)| e.name == name) {
-            symbols.push((index, name, ty.kind()));
-        }
-    }
-    symbols
+/// Whether the kernel's BTF tells about a symbol.
+fn is_typed(symbol: &ExternSpec) -> bool {
+    matches!(
+        symbol.kind,
+        ExternKind::Variable { .. } | ExternKind::Function { .. }
+    )
 }
 
 /// The type by which a kernel tells that it has what a program attaches to.

@@ -187,6 +187,45 @@ fn attach_targets_are_looked_up() {
 }
 
 #[test]
+fn kernel_symbols_are_looked_up() {
+    let object = object("ksyms");
+    let linker = object.linker().unwrap();
+    let report = check(&linker, &kernel_without_types(), &[]).unwrap();
+    let symbols = |required| {
+        let found = report.findings.iter().filter(|f| f.required == required);
+        found
+            .filter(|f| matches!(f.fault, Fault::Symbol { .. }))
+            .count()
+    };
+    assert!(symbols(true) > 0 && symbols(false) > 0, "{report:?}");
+    // Weak functions may be missing where nothing calls them unasked.
+    for (name, required) in [("ksyms_weak_function", 0), ("err_ksyms_weak_function", 1)] {
+        let index = object.programs().iter().position(|p| p.name == name);
+        let of = report.findings.iter().filter(|f| Some(f.program) == index);
+        assert_eq!(of.filter(|f| f.required).count(), required, "{report:?}");
+    }
+    // One function, of the wrong type.
+    let named = report.findings.iter().find_map(|f| match &f.fault {
+        Fault::Symbol { name, .. } if f.required => Some((f.program, name.to_string())),
+        _ => None,
+    });
+    let (program, name) = named.unwrap();
+    let wrong = kernel(|b| {
+        let proto = b.add_func_proto(1, &[("a", 1), ("b", 1), ("c", 1), ("d", 1)]);
+        b.add_func(&name, proto, Linkage::GLOBAL);
+        b.add_var(&name, proto, Linkage::GLOBAL);
+    });
+    let report = check(&linker, &wrong, &[]).unwrap();
+    assert!(report.findings.iter().any(|f| {
+        let fault = Fault::Symbol {
+            name: name.as_str().into(),
+            other_type: true,
+        };
+        f.program == program && f.fault == fault && f.required
+    }));
+}
+
+#[test]
 fn modules_are_asked_for_the_rest() {
     let object = object("core_missing");
     let linker = object.linker().unwrap();

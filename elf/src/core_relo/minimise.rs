@@ -149,7 +149,10 @@ impl Keep<'_, '_> {
         if kind == ReloKind::TYPE_ID_LOCAL || name.is_empty() {
             return;
         }
-        let at = resolver.root(relo.type_id, name, ty.kind());
+        let mut budget = Budget(resolver.budget);
+        let Ok(at) = resolver.root(relo.type_id, name, ty.kind(), &mut budget) else {
+            return;
+        };
         let candidates = resolver.roots.get(at).map(|root| root.candidates.clone());
         let mut path = Spec::default();
         let parsed = resolver.local_spec.parse(local, relo).is_ok();
