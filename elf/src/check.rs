@@ -140,7 +140,7 @@ pub fn check(linker: &Linker<'_>, kernel: &[u8], modules: &[&[u8]]) -> Result<Re
     if let Some(local) = linker.btf() {
         add_roots(&mut query, local, linker.core_relos());
     }
-    object.add_extern_names(&mut query);
+    object.add_extern_names(&object.used_externs(object.programs()), &mut query);
     for (name, kind) in targets.iter().flatten() {
         query.add(name.as_bytes(), KindSet::of(&[*kind]));
     }
