@@ -25,6 +25,7 @@ mod maps;
 mod object;
 pub mod section;
 mod spec;
+pub mod symbols;
 
 pub use disasm::disassemble;
 pub use ebpf_manager_sys::abi::insn;
