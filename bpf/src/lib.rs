@@ -24,6 +24,7 @@
 //! fails leaves nothing behind. The crate prints nothing and starts no thread.
 #![forbid(unsafe_code)]
 
+mod attach_btf;
 mod collection;
 mod core;
 mod cure;
@@ -38,13 +39,18 @@ mod reader;
 mod variable;
 mod verifier_log;
 
+pub use attach_btf::AttachTo;
 pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
 pub use cure::Cure;
 pub use error::{
     KernelBtfError, LinkError, LoadError, MapError, ProgramError, ReaderError, Rejection,
 };
 pub use kernel_btf::KernelBtf;
-pub use link::{Link, Mechanism};
+pub use link::{
+    IterOver, KernelFunction, Kprobe, KprobeMulti, Link, Mechanism, PerfHook, ProbeOn, Sampling,
+    Tracing, Uprobe, UprobeMulti, UserPlace, remove_stale_probe_events, syscall_function,
+    syscall_function_in, traceable_functions,
+};
 pub use map::{Loss, Map};
 pub use program::Program;
 pub use reader::{RingBufferReader, Waiter};
@@ -52,9 +58,11 @@ pub use variable::Variable;
 pub use verifier_log::{SourceLine, VerifierLog};
 
 pub use ebpf_manager_elf as elf;
-pub use ebpf_manager_sys::abi::bpf::{AttachType, ElemFlags, MapFlags, MapType, ProgramType};
+pub use ebpf_manager_sys::abi::bpf::{
+    AttachType, CgroupIterOrder, ElemFlags, MapFlags, MapType, ProgramType,
+};
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
-pub use ebpf_manager_sys::bpf::{TestRun, TestRunResult};
+pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::KernelVersion;
 pub use ebpf_manager_sys::{Errno, SysError};
