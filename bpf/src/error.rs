@@ -8,6 +8,7 @@ use ebpf_manager_elf::ObjectError;
 use ebpf_manager_elf::btf::BtfError;
 use ebpf_manager_elf::core_relo::CoreError;
 use ebpf_manager_elf::edit::PatchError;
+use ebpf_manager_elf::symbols::SymbolError;
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -18,6 +19,14 @@ use crate::verifier_log::{SourceLine, VerifierLog};
 /// `": cure"` or nothing.
 pub(crate) fn hint(cure: Option<&Cure>) -> String {
     cure.map(|c| format!("; {c}")).unwrap_or_default()
+}
+
+fn no_target(what: &str, name: &str) -> String {
+    if name.is_empty() {
+        format!("its section names no {what}; say which in the load options")
+    } else {
+        format!("no {what} {name} here (looked for in BTF)")
+    }
 }
 
 /// A failed operation on a map.
@@ -121,6 +130,18 @@ pub enum ProgramError {
         symbol: String,
         /// Where it was looked for.
         reason: Box<MissingSymbol>,
+    },
+    /// The place that the program is loaded for does not exist here, or
+    /// nothing says which it is.
+    #[error("program {program}: {}", no_target(what, name))]
+    NoAttachTarget {
+        /// C function name.
+        program: String,
+        /// `"kernel function"`, `"tracepoint"`, `"LSM hook"`, `"iterator"` or
+        /// `"function of a target program"`.
+        what: &'static str,
+        /// Its name; empty if none was given.
+        name: String,
     },
     /// A CO-RE relocation is malformed or ambiguous.
     #[error("program {program}: {source}")]
@@ -367,6 +388,14 @@ pub enum LinkError {
         /// What would help, if that shows.
         cure: Option<Cure>,
     },
+    /// A user binary has no such function, or more than one.
+    #[error("{}: {source}", path.display())]
+    Symbol {
+        /// The binary.
+        path: PathBuf,
+        /// What is wrong.
+        source: SymbolError,
+    },
     /// The program is of the wrong type for this hook.
     #[error("a {found} program cannot be attached to a {hook}; it takes {expected}")]
     WrongType {
@@ -469,7 +498,8 @@ impl LinkError {
             | LinkError::Detach { source, .. }
             | LinkError::Operation { source, .. } => source.is(errno),
             LinkError::Attach { tried, .. } => tried.last().is_some_and(|(_, e)| e.is(errno)),
-            LinkError::WrongType { .. }
+            LinkError::Symbol { .. }
+            | LinkError::WrongType { .. }
             | LinkError::Unsupported { .. }
             | LinkError::Impossible { .. } => false,
         }

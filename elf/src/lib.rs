@@ -28,6 +28,7 @@ mod object;
 mod reach;
 pub mod section;
 mod spec;
+pub mod symbols;
 
 pub use disasm::disassemble;
 pub use ebpf_manager_sys::abi::insn;

@@ -25,6 +25,7 @@ pub mod netlink;
 pub mod netns;
 pub mod perf;
 pub mod perfring;
+pub mod pmu;
 pub mod poll;
 pub mod proc;
 pub mod ringbuf;

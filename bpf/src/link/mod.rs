@@ -1,12 +1,16 @@
 //! Links: programs attached to hooks, each detached when dropped.
 
 mod cgroup;
+mod event;
 mod interface;
 mod net;
 mod netns;
 mod operations;
+mod perf_event;
+mod probe;
 mod socket;
 mod standing;
+mod symbols;
 mod tc;
 mod trace;
 mod xdp;
@@ -20,10 +24,18 @@ pub use xdp::{XdpMode, XdpOptions};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::perf::PerfEvent;
 
 use self::standing::Standing;
 use crate::error::LinkError;
+use event::ProbeEvent;
+
+pub use event::remove_stale_probe_events;
+pub use perf_event::{PerfHook, Sampling};
+pub use probe::{KernelFunction, Kprobe, KprobeMulti, ProbeOn, Uprobe, UprobeMulti, UserPlace};
+pub use symbols::{syscall_function, syscall_function_in, traceable_functions};
+pub use trace::{IterOver, Tracing};
 
 /// A program attached to a hook.
 ///
@@ -42,12 +54,56 @@ pub struct Link {
 enum Inner {
     /// A `bpf_link` of the kernel's.
     Bpf(OwnedFd),
-    /// A `bpf_link` and the perf event below it.
-    PerfLink { link: OwnedFd, event: PerfEvent },
-    /// A perf event that runs the program, without a link of its own.
-    PerfEvent(PerfEvent),
+    /// A perf event that runs the program, with a `bpf_link` above it or
+    /// without, and below it the tracefs event that was made for it. Closed in
+    /// this order.
+    Perf {
+        link: Option<OwnedFd>,
+        event: PerfEvent,
+        #[expect(dead_code, reason = "removes the event when dropped")]
+        name: Option<ProbeEvent>,
+    },
+    /// Several of these behind one link: the first and the others.
+    Many(Box<Inner>, Vec<Inner>),
     /// Something that stands until it is taken down.
     Standing(Standing),
+}
+
+impl Inner {
+    /// The `bpf_link`, if there is one and only one.
+    fn link(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Inner::Bpf(link) => Some(link.as_fd()),
+            Inner::Perf { link, .. } => link.as_ref().map(AsFd::as_fd),
+            Inner::Many(..) | Inner::Standing(_) => None,
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Inner::Bpf(link)
+            | Inner::Perf {
+                link: Some(link), ..
+            } => Some(link.as_fd()),
+            Inner::Perf { event, .. } => Some(event.as_fd()),
+            Inner::Many(first, _) => first.fd(),
+            Inner::Standing(_) => None,
+        }
+    }
+
+    /// Stops the hook from running the program. The first error counts.
+    fn detach(self, mechanism: Mechanism) -> Result<(), SysError> {
+        match self {
+            Inner::Bpf(link) => operations::detach(&link, mechanism),
+            Inner::Perf { event, .. } => event.disable(),
+            Inner::Many(first, rest) => rest
+                .into_iter()
+                .fold(first.detach(mechanism), |result, part| {
+                    result.and(part.detach(mechanism))
+                }),
+            Inner::Standing(standing) => standing.detach(),
+        }
+    }
 }
 
 /// The kernel interface that a link was made with.
@@ -90,6 +146,17 @@ pub enum Mechanism {
     LircAttach,
     /// An option of a socket. Linux 3.19.
     SocketOption,
+    /// An event in `kprobe_events` or `uprobe_events` of tracefs, made for
+    /// this link. Linux 4.1.
+    ProbeEvent,
+    /// `BPF_LINK_CREATE` on many kernel functions. Linux 5.18.
+    KprobeMulti,
+    /// `BPF_LINK_CREATE` on many places of a user binary. Linux 6.6.
+    UprobeMulti,
+    /// `BPF_LINK_CREATE` for a program that names its hook. Linux 5.19.
+    TracingLink,
+    /// `BPF_LINK_CREATE` for an iterator. Linux 5.8.
+    Iterator,
 }
 
 impl Mechanism {
@@ -114,6 +181,11 @@ impl Mechanism {
             | Mechanism::SockmapAttach
             | Mechanism::LircAttach => "prog_attach",
             Mechanism::SocketOption => "socket option",
+            Mechanism::ProbeEvent => "tracefs event",
+            Mechanism::KprobeMulti => "kprobe.multi",
+            Mechanism::UprobeMulti => "uprobe.multi",
+            Mechanism::TracingLink => "tracing link",
+            Mechanism::Iterator => "iterator link",
         }
     }
 }
@@ -135,8 +207,8 @@ impl Link {
         self.mechanism
     }
 
-    /// The kernel's id of the link; `None` for mechanisms without one.
-    /// Requires at least Linux 5.8.
+    /// The kernel's id of the link; `None` for mechanisms without one, and
+    /// for several links held as one. Requires at least Linux 5.8.
     ///
     /// # Errors
     /// [`LinkError::Operation`].
@@ -154,23 +226,39 @@ impl Link {
     /// [`LinkError::Detach`] if the kernel refuses; the descriptors are closed
     /// all the same, which detaches too.
     pub fn detach(self) -> Result<(), LinkError> {
-        let result = match self.inner {
-            Inner::Bpf(link) => operations::detach(&link, self.mechanism),
-            Inner::PerfLink { event, .. } | Inner::PerfEvent(event) => event.disable(),
-            Inner::Standing(standing) => standing.detach(),
-        };
-        result.map_err(|source| LinkError::Detach {
-            target: self.target,
-            source,
-        })
+        self.inner
+            .detach(self.mechanism)
+            .map_err(|source| LinkError::Detach {
+                target: self.target,
+                source,
+            })
     }
 
-    /// The descriptor that keeps the program attached, if that is what does.
+    /// The descriptor that keeps the program attached, if that is what does;
+    /// of several, the first.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.inner {
-            Inner::Bpf(link) | Inner::PerfLink { link, .. } => Some(link.as_fd()),
-            Inner::PerfEvent(event) => Some(event.as_fd()),
-            Inner::Standing(_) => None,
+        self.inner.fd()
+    }
+
+    fn of_fd(fd: OwnedFd, target: String, mechanism: Mechanism) -> Link {
+        Link {
+            target,
+            mechanism,
+            inner: Inner::Bpf(fd),
+        }
+    }
+
+    /// Takes `other` in: both end together.
+    fn add(&mut self, other: Link) {
+        if let Inner::Many(_, rest) = &mut self.inner {
+            rest.push(other.inner);
+            return;
+        }
+        // `other` stands in while the first one moves.
+        let first = Box::new(std::mem::replace(&mut self.inner, other.inner));
+        let second = std::mem::replace(&mut self.inner, Inner::Many(first, Vec::new()));
+        if let Inner::Many(_, rest) = &mut self.inner {
+            rest.push(second);
         }
     }
 }

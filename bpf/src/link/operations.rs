@@ -18,6 +18,10 @@ impl Mechanism {
         match link_type {
             LinkType::RAW_TRACEPOINT => Mechanism::RawTracepointOpen,
             LinkType::PERF_EVENT => Mechanism::PerfEventLink,
+            LinkType::KPROBE_MULTI => Mechanism::KprobeMulti,
+            LinkType::UPROBE_MULTI => Mechanism::UprobeMulti,
+            LinkType::TRACING => Mechanism::TracingLink,
+            LinkType::ITER => Mechanism::Iterator,
             LinkType::XDP => Mechanism::XdpLink,
             LinkType::TCX => Mechanism::Tcx,
             LinkType::NETKIT => Mechanism::Netkit,
@@ -60,7 +64,7 @@ impl Link {
     /// Puts another program of the same type in the place of this one. No
     /// packet or event meets a hook without a program.
     ///
-    /// Works for every link to a network hook but netfilter's, and for
+    /// Works for iterators, for every link to a network hook but netfilter's, and for
     /// attachments without a link; there it is refused if somebody else
     /// replaced the program and the kernel tells. Requires at least Linux 5.6 for a cgroup whose
     /// programs share a hook without a link.
@@ -71,12 +75,17 @@ impl Link {
     pub fn update(&mut self, program: &Program) -> Result<(), LinkError> {
         let result = match &mut self.inner {
             Inner::Bpf(link) => match self.mechanism {
-                Mechanism::Netfilter | Mechanism::RawTracepointOpen | Mechanism::PerfEventLink => {
+                Mechanism::Netfilter
+                | Mechanism::RawTracepointOpen
+                | Mechanism::PerfEventLink
+                | Mechanism::KprobeMulti
+                | Mechanism::UprobeMulti
+                | Mechanism::TracingLink => {
                     return Err(self.impossible("change its program"));
                 }
                 _ => sys::link_update(link.as_fd(), program.as_fd(), None),
             },
-            Inner::PerfLink { .. } | Inner::PerfEvent(_) => {
+            Inner::Perf { .. } | Inner::Many(..) => {
                 return Err(self.impossible("change its program"));
             }
             Inner::Standing(standing) => standing.update(program),
@@ -92,10 +101,15 @@ impl Link {
     /// [`LinkError::Pin`], with `EEXIST` if the path is taken, `EINVAL` or
     /// `EPERM` if it is not below a BPF file system.
     pub fn pin(&self, path: &Path) -> Result<(), LinkError> {
-        let (Inner::Bpf(link) | Inner::PerfLink { link, .. }) = &self.inner else {
+        // An event made in tracefs goes with this process, pinned link or not.
+        let link = self
+            .inner
+            .link()
+            .filter(|_| self.mechanism != Mechanism::ProbeEvent);
+        let Some(link) = link else {
             return Err(self.impossible("be pinned"));
         };
-        sys::obj_pin(link.as_fd(), path, None).map_err(|source| LinkError::Pin {
+        sys::obj_pin(link, path, None).map_err(|source| LinkError::Pin {
             cure: matches!(source.errno(), Errno::EPERM | Errno::EINVAL)
                 .then_some(Cure::MountBpffs),
             source: source.with_path(path),
@@ -131,11 +145,11 @@ impl Link {
     /// # Errors
     /// [`LinkError::Operation`].
     pub fn info(&self) -> Result<Option<LinkInfo>, LinkError> {
-        match &self.inner {
-            Inner::Bpf(link) | Inner::PerfLink { link, .. } => sys::link_info(link.as_fd())
+        match self.inner.link() {
+            Some(link) => sys::link_info(link)
                 .map(Some)
                 .map_err(|source| self.operation(source)),
-            Inner::PerfEvent(_) | Inner::Standing(_) => Ok(None),
+            None => Ok(None),
         }
     }
 
@@ -150,8 +164,7 @@ impl Link {
     pub fn is_attached(&self) -> Result<bool, LinkError> {
         let standing = match &self.inner {
             Inner::Standing(standing) => standing,
-            Inner::PerfEvent(_) => return Ok(true),
-            Inner::Bpf(_) | Inner::PerfLink { .. } => {
+            Inner::Bpf(_) | Inner::Perf { .. } | Inner::Many(..) => {
                 let detail = self.info()?.map(|info| info.detail);
                 return Ok(match detail {
                     Some(LinkDetail::Xdp(it) | LinkDetail::Tcx(it) | LinkDetail::Netkit(it)) => {
@@ -172,7 +185,7 @@ impl Link {
     }
 
     #[cold]
-    fn impossible(&self, operation: &'static str) -> LinkError {
+    pub(super) fn impossible(&self, operation: &'static str) -> LinkError {
         LinkError::Impossible {
             target: self.target.clone(),
             mechanism: self.mechanism,
@@ -181,7 +194,7 @@ impl Link {
     }
 
     #[cold]
-    fn operation(&self, source: SysError) -> LinkError {
+    pub(super) fn operation(&self, source: SysError) -> LinkError {
         LinkError::Operation {
             target: self.target.clone(),
             source,
