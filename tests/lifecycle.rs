@@ -21,11 +21,16 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LeakCheck, PERF_LINK, RING_BUFFER, Verdict, kernel_version, require, testdata};
+use common::{
+    Feature, LeakCheck, PERF_LINK, RING_BUFFER, Verdict, kernel_version, require, testdata,
+};
 use ebpf_manager::bpf::{Map, Mechanism, TestRun, pod};
 use ebpf_manager::{
     Action, Builder, Hook, Manager, ManagerError, ObjectSource, Outcome, Probe, State, Times,
 };
+
+/// Attaching to tracepoints and reading a ring buffer.
+const HOOKS: Feature = RING_BUFFER.mounted("tracefs");
 
 /// `enum hook` of `attach.bpf.c`.
 const EXEC: u32 = 1;
@@ -205,7 +210,7 @@ fn manager_may_be_shared_between_threads() {
 
 #[test]
 fn life_goes_round_and_leaves_nothing() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -270,7 +275,7 @@ fn life_goes_round_and_leaves_nothing() {
 
 #[test]
 fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -311,7 +316,7 @@ fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
 
 #[test]
 fn start_twice_attaches_once() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -329,7 +334,7 @@ fn start_twice_attaches_once() {
 
 #[test]
 fn every_hook_fires_until_stop() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -384,7 +389,7 @@ fn every_hook_fires_until_stop() {
 
 #[test]
 fn hook_of_the_declaration_beats_the_section() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -411,7 +416,7 @@ fn hook_of_the_declaration_beats_the_section() {
 
 #[test]
 fn one_function_is_attached_under_several_names() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -437,7 +442,7 @@ fn one_function_is_attached_under_several_names() {
 
 #[test]
 fn dropping_a_running_manager_stops_it() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -469,7 +474,7 @@ fn dropping_a_running_manager_stops_it() {
 /// stop.
 #[test]
 fn no_record_is_forgotten_at_either_end() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -512,7 +517,7 @@ fn no_record_is_forgotten_at_either_end() {
 
 #[test]
 fn records_and_losses_add_up() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -542,7 +547,7 @@ fn records_and_losses_add_up() {
 /// CPU when its hook is taken away; nothing else may be missing.
 #[test]
 fn stop_under_load_loses_only_what_is_in_flight() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -587,7 +592,7 @@ fn stop_under_load_loses_only_what_is_in_flight() {
 /// and the manager is always in a state that it can be stopped from.
 #[test]
 fn concurrent_actions_end_in_a_consistent_state() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -653,7 +658,7 @@ fn a_killed_process_leaves_nothing() {
             thread::sleep(PATIENCE);
         }
     }
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();

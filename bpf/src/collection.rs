@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ebpf_manager_elf::btf::{Btf, NameQuery};
 use ebpf_manager_elf::core_relo::{Resolver, add_roots};
+use ebpf_manager_elf::edit::Patcher;
 use ebpf_manager_elf::{
     FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot, VariableSpec,
 };
@@ -43,6 +44,22 @@ pub struct LoadOptions {
     pub exclude: Vec<String>,
     /// Maps to use instead of creating those of the same name.
     pub replace_maps: Vec<Map>,
+    /// Called with every program, in this order, after linking and CO-RE and
+    /// before it is loaded, to look at its instructions and change them.
+    ///
+    /// ```
+    /// use ebpf_manager_bpf::LoadOptions;
+    /// use ebpf_manager_bpf::elf::edit::{PatchError, Patcher};
+    ///
+    /// let mut options = LoadOptions::default();
+    /// options.patchers.push(Patcher::new(|program, editor| {
+    ///     match editor.set_constant("sampling_rate", 100)? {
+    ///         0 if program.name == "on_packet" => Err(PatchError::refused("no sampling_rate")),
+    ///         _ => Ok(()),
+    ///     }
+    /// }));
+    /// ```
+    pub patchers: Vec<Patcher>,
 }
 
 impl Default for LoadOptions {
@@ -54,6 +71,7 @@ impl Default for LoadOptions {
             include: Vec::new(),
             exclude: Vec::new(),
             replace_maps: Vec::new(),
+            patchers: Vec::new(),
         }
     }
 }
@@ -394,6 +412,14 @@ impl<'o> Loader<'o> {
                     source,
                 })?;
             core.apply(spec, &mut linked)?;
+            for patcher in &mut self.options.patchers {
+                patcher
+                    .run(spec, self.linker, &mut linked)
+                    .map_err(|source| ProgramError::Patch {
+                        program: spec.name.clone(),
+                        source,
+                    })?;
+            }
             self.apply_fixups(spec, &mut linked)?;
             self.times.relocate += start.elapsed();
 

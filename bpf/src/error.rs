@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ebpf_manager_elf::ObjectError;
 use ebpf_manager_elf::btf::BtfError;
 use ebpf_manager_elf::core_relo::CoreError;
+use ebpf_manager_elf::edit::PatchError;
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -124,6 +125,15 @@ pub enum ProgramError {
         program: String,
         /// What is wrong.
         source: CoreError,
+    },
+    /// A patcher refused the program, or asked for a change that cannot be
+    /// made.
+    #[error("program {program}: {source}")]
+    Patch {
+        /// C function name.
+        program: String,
+        /// What is wrong.
+        source: PatchError,
     },
     /// The verifier or the kernel refused the program.
     #[error(transparent)]

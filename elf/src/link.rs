@@ -40,16 +40,16 @@ pub struct LinkedProgram {
     /// object's `.BTF.ext`.
     pub core_relos: Vec<LinkedCoreRelo>,
     /// Functions in the order they are laid out.
-    placed: Vec<Placed>,
+    pub(crate) placed: Vec<Placed>,
 }
 
 /// A function of a linked program.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+pub(crate) struct Placed {
     /// Index of the function in the object.
-    function: u32,
+    pub(crate) function: u32,
     /// First instruction in the linked program.
-    start: u32,
+    pub(crate) start: u32,
 }
 
 /// A CO-RE relocation of a linked program.

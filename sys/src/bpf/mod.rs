@@ -17,7 +17,6 @@ mod object;
 mod prog;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 
 pub use btf::{BtfLoad, btf_load};
 pub use info::{
@@ -43,6 +42,7 @@ use crate::abi::attr::{Attr, used_len};
 use crate::abi::bpf::{Command, OBJ_NAME_LEN};
 use crate::errno::{Errno, SysError, retry_eintr};
 use crate::fd;
+pub use crate::proc::possible_cpus;
 
 /// Attempts at a command that a signal keeps interrupting. libbpf's number.
 const EAGAIN_ATTEMPTS: u32 = 5;
@@ -152,35 +152,6 @@ pub fn obj_name(name: &str) -> [u8; OBJ_NAME_LEN] {
         *to = if fits { byte } else { b'_' };
     }
     out
-}
-
-/// Number of CPUs this machine can ever have: the number of values a per-CPU
-/// map holds for each key. Read once from `/sys/devices/system/cpu/possible`.
-///
-/// # Errors
-/// That of opening the file, or `EINVAL` if it is not a list of CPUs.
-pub fn possible_cpus() -> Result<usize> {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    const PATH: &str = "/sys/devices/system/cpu/possible";
-    if let Some(&count) = COUNT.get() {
-        return Ok(count);
-    }
-    let list = std::fs::read_to_string(PATH)
-        .map_err(|err| SysError::from_io("open", &err).with_path(PATH))?;
-    let count = count_cpus(list.trim_end())
-        .ok_or_else(|| SysError::new("read", Errno::EINVAL).with_path(PATH))?;
-    Ok(*COUNT.get_or_init(|| count))
-}
-
-/// How many CPUs a list such as `0-3,8` names; `None` if it names none.
-fn count_cpus(list: &str) -> Option<usize> {
-    let mut count = 0_usize;
-    for range in list.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)? as usize + 1)?;
-    }
-    Some(count)
 }
 
 #[cfg(test)]
