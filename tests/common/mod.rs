@@ -13,7 +13,11 @@
 //!     ...
 //! }
 //! ```
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test binary uses its own part of this"
+)]
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -34,9 +38,11 @@ use ebpf_manager_sys::rtnl::Rtnl;
 
 mod leak;
 mod objects;
+mod programs;
 
 #[allow(unused_imports, reason = "see above")]
 pub(crate) use leak::LeakCheck;
+pub(crate) use programs::{check, load, load_alone, map, object, run};
 
 /// Something a test needs from the kernel, and since when every kernel has it.
 ///
