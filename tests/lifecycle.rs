@@ -440,16 +440,18 @@ fn one_function_is_attached_under_several_names() {
 }
 
 /// To one hook a program is attached once, but for raw tracepoints since 6.10,
-/// which know a link rather than its program.
+/// which know a link rather than its program. A hook that is seldom called, for
+/// the second program makes the kernel rewrite the call, and an emulated
+/// machine may trip over code that changes under it.
 #[test]
 fn one_function_twice_on_one_hook_is_the_kernels_to_refuse() {
     if !require(&RING_BUFFER) {
         return;
     }
     let _leaks = LeakCheck::begin();
-    let hits = Hits::default();
-    let manager = getpid_builder(hits.handler())
-        .probe(Probe::new("attach_enter").uid("again"))
+    let manager = Manager::builder()
+        .probe(Probe::new("attach_exec_raw"))
+        .probe(Probe::new("attach_exec_raw").uid("again"))
         .build()
         .unwrap();
     manager.init(&attach_object()).unwrap();
@@ -458,20 +460,16 @@ fn one_function_twice_on_one_hook_is_the_kernels_to_refuse() {
         let Err(ManagerError::Attach { probe, source }) = start else {
             panic!("{start:?}")
         };
-        assert_eq!(probe.to_string(), "attach_enter (again)");
+        assert_eq!(probe.to_string(), "attach_exec_raw (again)");
         assert!(source.is(Errno::EEXIST), "{source}");
         assert_eq!(manager.state(), State::Initialised);
         return;
     }
     start.unwrap();
     let counters = Counters::of(&manager);
-    let calls = AtomicU64::new(0);
-    let call = || {
-        hit(1);
-        calls.fetch_add(1, Ordering::Relaxed);
-    };
-    let more_hits = || counters.get("enter_count") > calls.load(Ordering::Relaxed);
-    act_until("two hits of one call", call, more_hits);
+    let before = counters.get("exec_raw_count");
+    spawn_true();
+    assert!(counters.get("exec_raw_count") >= before + 2);
     manager.stop().unwrap();
 }
 
