@@ -1,9 +1,15 @@
 //! Probes: which program is attached to which hook.
 
 use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebpf_manager_bpf::{Link, LinkError, Mechanism, Program, ProgramType};
+use ebpf_manager_bpf::{
+    CgroupOptions, Collection, Direction, Errno, Interface, Link, LinkError, Mechanism, Method,
+    NetNamespace, NetfilterOptions, NetkitEnd, Order, Program, ProgramType, SysError, TcAttach,
+    XdpOptions,
+};
 
 /// Identifies a probe: the C function, and a name of the caller's choice for
 /// when one function is attached several times.
@@ -95,7 +101,99 @@ pub enum Hook {
         /// `"sched_process_exit"`.
         name: String,
     },
+    /// Packets that arrive at an interface, before the network stack.
+    /// Linux 4.8.
+    Xdp {
+        /// Where.
+        interface: Interface,
+        /// Mode and kernel interface.
+        options: XdpOptions,
+    },
+    /// Packets of an interface, at traffic control. Linux 4.5.
+    Tc {
+        /// Where.
+        interface: Interface,
+        /// Which packets.
+        direction: Direction,
+        /// tcx or clsact.
+        attach: TcAttach,
+    },
+    /// Packets of a netkit pair. Linux 6.7.
+    Netkit {
+        /// The primary.
+        interface: Interface,
+        /// Whose packets.
+        end: NetkitEnd,
+        /// Place among other programs.
+        order: Order,
+    },
+    /// What the processes of a cgroup do. Linux 4.10.
+    Cgroup {
+        /// Absolute, or below the mount point of cgroups (version 2).
+        path: PathBuf,
+        /// Hook and kernel interface.
+        options: CgroupOptions,
+    },
+    /// Choice of the socket for what arrives. Linux 5.9.
+    SkLookup {
+        /// Where; the calling thread's namespace if `None`.
+        namespace: Option<NetNamespace>,
+    },
+    /// Taking packets apart for hashing. Linux 4.20.
+    FlowDissector {
+        /// Where; the calling thread's namespace if `None`.
+        namespace: Option<NetNamespace>,
+        /// Kernel interface.
+        method: Method,
+    },
+    /// Packets at netfilter. Linux 6.4.
+    Netfilter {
+        /// Where; the calling thread's namespace if `None`.
+        namespace: Option<NetNamespace>,
+        /// Protocol, point and priority.
+        options: NetfilterOptions,
+    },
+    /// What a socket receives. Linux 3.19.
+    SocketFilter {
+        /// The socket, kept open.
+        socket: Socket,
+    },
+    /// Choice among the sockets of a reuseport group. Linux 4.5.
+    ReusePort {
+        /// One of them, kept open.
+        socket: Socket,
+    },
+    /// Data of the sockets in a map. Linux 4.14.
+    Sockmap {
+        /// The map, of the same object.
+        map: String,
+        /// Kernel interface.
+        method: Method,
+    },
+    /// An infrared receiver. Linux 4.18.
+    Lirc {
+        /// `"/dev/lirc0"`.
+        device: PathBuf,
+    },
 }
+
+/// A socket that a program is attached to. Clones are the same socket.
+#[derive(Clone, Debug)]
+pub struct Socket(Arc<OwnedFd>);
+
+impl From<OwnedFd> for Socket {
+    fn from(fd: OwnedFd) -> Socket {
+        Socket(Arc::new(fd))
+    }
+}
+
+impl PartialEq for Socket {
+    fn eq(&self, other: &Socket) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Socket {}
 
 impl Hook {
     /// The tracepoint `category/name`.
@@ -111,9 +209,46 @@ impl Hook {
         Hook::RawTracepoint { name: name.into() }
     }
 
+    /// XDP of an interface, by link if the kernel can and in the driver if
+    /// that can.
+    pub fn xdp(interface: impl Into<Interface>) -> Hook {
+        Hook::Xdp {
+            interface: interface.into(),
+            options: XdpOptions::default(),
+        }
+    }
+
+    /// Traffic control of an interface, by tcx if the kernel can.
+    pub fn tc(interface: impl Into<Interface>, direction: Direction) -> Hook {
+        Hook::Tc {
+            interface: interface.into(),
+            direction,
+            attach: TcAttach::default(),
+        }
+    }
+
+    /// A cgroup, by link if the kernel can; the program's section says which
+    /// of its hooks.
+    pub fn cgroup(path: impl Into<PathBuf>) -> Hook {
+        Hook::Cgroup {
+            path: path.into(),
+            options: CgroupOptions::default(),
+        }
+    }
+
     /// The hook that a section name stands for; `None` if it names no target
     /// or a kind of hook that this version does not attach.
     fn of_section(program: &Program) -> Option<Hook> {
+        match program.program_type() {
+            ProgramType::SK_LOOKUP => return Some(Hook::SkLookup { namespace: None }),
+            ProgramType::FLOW_DISSECTOR => {
+                return Some(Hook::FlowDissector {
+                    namespace: None,
+                    method: Method::Auto,
+                });
+            }
+            _ => {}
+        }
         let target = program.target()?;
         match program.program_type() {
             ProgramType::TRACEPOINT => target
@@ -126,8 +261,13 @@ impl Hook {
         }
     }
 
-    /// Attaches `program`; `Ok(None)` if the section name does not say where.
-    pub(crate) fn attach(&self, program: &Program) -> Result<Option<Link>, LinkError> {
+    /// Attaches `program` of `collection`; `Ok(None)` if the section name does
+    /// not say where.
+    pub(crate) fn attach(
+        &self,
+        program: &Program,
+        collection: &Collection,
+    ) -> Result<Option<Link>, LinkError> {
         let of_section;
         let hook = match self {
             Hook::Section => match Hook::of_section(program) {
@@ -139,13 +279,43 @@ impl Hook {
             },
             hook => hook,
         };
-        match hook {
-            Hook::Tracepoint { category, name } => {
-                Link::tracepoint(program, category, name).map(Some)
+        let link = match hook {
+            Hook::Section => return Ok(None),
+            Hook::Tracepoint { category, name } => Link::tracepoint(program, category, name),
+            Hook::RawTracepoint { name } => Link::raw_tracepoint(program, name),
+            Hook::Xdp { interface, options } => Link::xdp(program, interface, *options),
+            Hook::Tc {
+                interface,
+                direction,
+                attach,
+            } => Link::tc(program, interface, *direction, attach),
+            Hook::Netkit {
+                interface,
+                end,
+                order,
+            } => Link::netkit(program, interface, *end, *order),
+            Hook::Cgroup { path, options } => Link::cgroup(program, path, *options),
+            Hook::SkLookup { namespace } => Link::sk_lookup(program, namespace.as_ref()),
+            Hook::FlowDissector { namespace, method } => {
+                Link::flow_dissector(program, namespace.as_ref(), *method)
             }
-            Hook::RawTracepoint { name } => Link::raw_tracepoint(program, name).map(Some),
-            Hook::Section => Ok(None),
-        }
+            Hook::Netfilter { namespace, options } => {
+                Link::netfilter(program, namespace.as_ref(), *options)
+            }
+            Hook::SocketFilter { socket } => Link::socket_filter(program, socket.0.as_fd()),
+            Hook::ReusePort { socket } => Link::reuseport(program, socket.0.as_fd()),
+            Hook::Sockmap { map, method } => match collection.map(map) {
+                Some(map) => Link::sockmap(program, map, *method),
+                None => Err(LinkError::NoTarget {
+                    kind: "map of sockets",
+                    name: map.clone(),
+                    source: SysError::new("lookup in the object", Errno::ENOENT),
+                    cure: None,
+                }),
+            },
+            Hook::Lirc { device } => Link::lirc(program, device),
+        };
+        link.map(Some)
     }
 }
 

@@ -12,6 +12,7 @@ use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::Cure;
+use crate::link::{AttachedProgram, Mechanism};
 use crate::verifier_log::{SourceLine, VerifierLog};
 
 /// `": cure"` or nothing.
@@ -387,6 +388,42 @@ pub enum LinkError {
         /// What would help, if that shows.
         cure: Option<Cure>,
     },
+    /// There is no such network interface.
+    #[error("no {interface}: {source}")]
+    NoInterface {
+        /// Name or index, and the namespace if it was named.
+        interface: String,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// Another program is in the way.
+    #[error("attach to {target}: {by} is attached there: {source}")]
+    AlreadyAttached {
+        /// The hook and its target: `"XDP of eth0"`.
+        target: String,
+        /// The program.
+        by: AttachedProgram,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// What holds this attachment has no such operation on any kernel.
+    #[error("link to {target}: a {mechanism} cannot {operation}")]
+    Impossible {
+        /// The hook and its target.
+        target: String,
+        /// How it is attached.
+        mechanism: Mechanism,
+        /// `"be pinned"`, `"change its program"`, …
+        operation: &'static str,
+    },
+    /// The link could not be pinned, or a pin could not be opened.
+    #[error("{source}{}", hint(cure.as_ref()))]
+    Pin {
+        /// The kernel's answer, with the path.
+        source: SysError,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
     /// The link could not be taken down.
     #[error("detach from {target}: {source}")]
     Detach {
@@ -426,10 +463,15 @@ impl LinkError {
     pub fn is(&self, errno: Errno) -> bool {
         match self {
             LinkError::NoTarget { source, .. }
+            | LinkError::NoInterface { source, .. }
+            | LinkError::AlreadyAttached { source, .. }
+            | LinkError::Pin { source, .. }
             | LinkError::Detach { source, .. }
             | LinkError::Operation { source, .. } => source.is(errno),
             LinkError::Attach { tried, .. } => tried.last().is_some_and(|(_, e)| e.is(errno)),
-            LinkError::WrongType { .. } | LinkError::Unsupported { .. } => false,
+            LinkError::WrongType { .. }
+            | LinkError::Unsupported { .. }
+            | LinkError::Impossible { .. } => false,
         }
     }
 }

@@ -47,7 +47,12 @@ pub use error::{
     Rejection,
 };
 pub use kernel_btf::KernelBtf;
-pub use link::{Link, Mechanism};
+pub use link::{
+    AttachedProgram, CgroupOptions, ClsactOptions, Direction, Fragments, HookPrograms, Interface,
+    Link, Mechanism, Method, NetNamespace, NetfilterFamily, NetfilterHook, NetfilterOptions,
+    NetkitEnd, Order, Place, QdiscCleanup, Sharing, TcAttach, Verdict, XdpMode, XdpOptions,
+    cgroup_programs,
+};
 pub use map::{Loss, Map};
 pub use program::Program;
 pub use reader::{RingBufferReader, Waiter};
@@ -57,7 +62,7 @@ pub use verifier_log::{SourceLine, VerifierLog};
 pub use ebpf_manager_elf as elf;
 pub use ebpf_manager_sys::abi::bpf::{AttachType, ElemFlags, MapFlags, MapType, ProgramType};
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
-pub use ebpf_manager_sys::bpf::{TestRun, TestRunResult};
+pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::KernelVersion;
 pub use ebpf_manager_sys::{Errno, SysError};

@@ -30,6 +30,7 @@ pub mod proc;
 pub mod ringbuf;
 pub mod rtnl;
 pub mod signal;
+pub mod socket;
 #[cfg(test)]
 mod testing;
 pub mod tracefs;

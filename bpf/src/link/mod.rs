@@ -1,12 +1,28 @@
 //! Links: programs attached to hooks, each detached when dropped.
 
+mod cgroup;
+mod interface;
+mod net;
+mod netns;
+mod operations;
+mod socket;
+mod standing;
+mod tc;
 mod trace;
+mod xdp;
+
+pub use cgroup::{CgroupOptions, Sharing, cgroup_programs};
+pub use interface::{Interface, NetNamespace};
+pub use net::{AttachedProgram, HookPrograms, Method, Order, Place};
+pub use netns::{Fragments, NetfilterFamily, NetfilterHook, NetfilterOptions};
+pub use tc::{ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict};
+pub use xdp::{XdpMode, XdpOptions};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ebpf_manager_sys::bpf as sys;
 use ebpf_manager_sys::perf::PerfEvent;
 
+use self::standing::Standing;
 use crate::error::LinkError;
 
 /// A program attached to a hook.
@@ -30,6 +46,8 @@ enum Inner {
     PerfLink { link: OwnedFd, event: PerfEvent },
     /// A perf event that runs the program, without a link of its own.
     PerfEvent(PerfEvent),
+    /// Something that stands until it is taken down.
+    Standing(Standing),
 }
 
 /// The kernel interface that a link was made with.
@@ -42,6 +60,36 @@ pub enum Mechanism {
     PerfEventLink,
     /// `PERF_EVENT_IOC_SET_BPF`. Linux 4.7.
     PerfEventIoctl,
+    /// A link of a kind this version does not make.
+    OtherLink,
+    /// A link to XDP. Linux 5.9.
+    XdpLink,
+    /// XDP by rtnetlink. Linux 4.8.
+    XdpNetlink,
+    /// A tcx link. Linux 6.6.
+    Tcx,
+    /// A filter on clsact, by rtnetlink. Linux 4.5.
+    Clsact,
+    /// A netkit link. Linux 6.7.
+    Netkit,
+    /// A netfilter link. Linux 6.4.
+    Netfilter,
+    /// A link to a network namespace. Linux 5.8.
+    NetnsLink,
+    /// `BPF_PROG_ATTACH` to a network namespace. Linux 4.20.
+    NetnsAttach,
+    /// A link to a cgroup. Linux 5.7.
+    CgroupLink,
+    /// `BPF_PROG_ATTACH` to a cgroup. Linux 4.10.
+    CgroupAttach,
+    /// A link to a map of sockets. Linux 6.10.
+    SockmapLink,
+    /// `BPF_PROG_ATTACH` to a map of sockets. Linux 4.14.
+    SockmapAttach,
+    /// `BPF_PROG_ATTACH` to an infrared receiver. Linux 4.18.
+    LircAttach,
+    /// An option of a socket. Linux 3.19.
+    SocketOption,
 }
 
 impl Mechanism {
@@ -51,6 +99,21 @@ impl Mechanism {
             Mechanism::RawTracepointOpen => "raw_tracepoint_open",
             Mechanism::PerfEventLink => "link on a perf event",
             Mechanism::PerfEventIoctl => "perf event ioctl",
+            Mechanism::OtherLink => "link",
+            Mechanism::XdpLink => "xdp link",
+            Mechanism::XdpNetlink => "rtnetlink",
+            Mechanism::Tcx => "tcx link",
+            Mechanism::Clsact => "clsact filter",
+            Mechanism::Netkit => "netkit link",
+            Mechanism::Netfilter => "netfilter link",
+            Mechanism::NetnsLink => "network namespace link",
+            Mechanism::CgroupLink => "cgroup link",
+            Mechanism::SockmapLink => "sockmap link",
+            Mechanism::NetnsAttach
+            | Mechanism::CgroupAttach
+            | Mechanism::SockmapAttach
+            | Mechanism::LircAttach => "prog_attach",
+            Mechanism::SocketOption => "socket option",
         }
     }
 }
@@ -78,39 +141,36 @@ impl Link {
     /// # Errors
     /// [`LinkError::Operation`].
     pub fn id(&self) -> Result<Option<u32>, LinkError> {
-        match &self.inner {
-            Inner::Bpf(link) | Inner::PerfLink { link, .. } => sys::link_info(link.as_fd())
-                .map(|info| Some(info.id))
-                .map_err(|source| LinkError::Operation {
-                    target: self.target.clone(),
-                    source,
-                }),
-            Inner::PerfEvent(_) => Ok(None),
-        }
+        Ok(self.info()?.map(|info| info.id))
     }
 
     /// Detaches the program: when this returns, the hook no longer runs it.
+    ///
+    /// What is gone already (an interface, a cgroup, a filter that somebody
+    /// else removed) is detached. A pin holds tracing and perf event links
+    /// attached, and all others below Linux 5.9, until its file is removed.
     ///
     /// # Errors
     /// [`LinkError::Detach`] if the kernel refuses; the descriptors are closed
     /// all the same, which detaches too.
     pub fn detach(self) -> Result<(), LinkError> {
-        match self.inner {
-            Inner::Bpf(_) => Ok(()),
-            Inner::PerfLink { event, .. } | Inner::PerfEvent(event) => {
-                event.disable().map_err(|source| LinkError::Detach {
-                    target: self.target,
-                    source,
-                })
-            }
-        }
+        let result = match self.inner {
+            Inner::Bpf(link) => operations::detach(&link, self.mechanism),
+            Inner::PerfLink { event, .. } | Inner::PerfEvent(event) => event.disable(),
+            Inner::Standing(standing) => standing.detach(),
+        };
+        result.map_err(|source| LinkError::Detach {
+            target: self.target,
+            source,
+        })
     }
 
-    /// The descriptor that keeps the program attached.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    /// The descriptor that keeps the program attached, if that is what does.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.inner {
-            Inner::Bpf(link) | Inner::PerfLink { link, .. } => link.as_fd(),
-            Inner::PerfEvent(event) => event.as_fd(),
+            Inner::Bpf(link) | Inner::PerfLink { link, .. } => Some(link.as_fd()),
+            Inner::PerfEvent(event) => Some(event.as_fd()),
+            Inner::Standing(_) => None,
         }
     }
 }

@@ -164,7 +164,7 @@ fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> LinkError {
     }
 }
 
-fn expect_type(
+pub(super) fn expect_type(
     program: &Program,
     hook: &'static str,
     expected: &[ProgramType],
