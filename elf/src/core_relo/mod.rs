@@ -47,6 +47,7 @@
 //! complaint if it is not.
 
 mod matching;
+mod minimise;
 mod patch;
 mod spec;
 mod value;
@@ -58,6 +59,7 @@ use ebpf_manager_sys::abi::insn::Insn;
 use crate::btf::ext::CoreRelo;
 use crate::btf::{Btf, Kind, KindSet, NameHit, NameQuery, TypeId, essential_name};
 use matching::Budget;
+pub use minimise::{MinimiseError, minimise};
 pub use patch::{POISON, Patched, patch_insn, poisoned_relo};
 use spec::Spec;
 

@@ -148,7 +148,7 @@ impl BtfBuilder {
 
     /// Adds a type from its parts: third header word and the words behind the
     /// header.
-    fn add(
+    pub(crate) fn add(
         &mut self,
         name: &str,
         kind: Kind,
