@@ -896,7 +896,7 @@ fn links_trace_iterator_is_read() {
         std::io::Read::read_to_end(&mut stream, &mut bytes).unwrap();
         bytes
     };
-    let link = Link::iter(program, IterOver::All).unwrap();
+    let mut link = Link::iter(program, IterOver::All).unwrap();
     assert_eq!(link.mechanism(), Mechanism::Iterator);
     for _ in 0..2 {
         let all = read(&link);
