@@ -18,12 +18,14 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{Feature, LeakCheck, load_alone, object, require, skip};
+use common::{Feature, LeakCheck, built_with, load_alone, object, require, run, skip};
 use ebpf_manager::bpf::{Collection, KernelBtf, LoadOptions};
-use ebpf_manager::elf::btf::{Btf, NameQuery};
+use ebpf_manager::elf::btf::{Btf, Kind, NameQuery};
 use ebpf_manager::elf::check::{Fault, Report, check};
 use ebpf_manager::elf::core_relo::{ReloKind, Resolution, Resolver, add_roots, describe, minimise};
 use ebpf_manager::elf::{ExternKind, Object};
+use ebpf_manager_sys::bpf::{self, ObjectKind};
+use std::os::fd::AsFd;
 
 /// Raw tracepoints, kernel BTF and the helpers the objects use.
 const CORE: Feature = Feature::new("CO-RE", 5, 10).config(&["CONFIG_DEBUG_INFO_BTF"]);
@@ -76,6 +78,64 @@ fn check_agrees_with_the_verifier() {
     }
     assert!(fit >= 8, "{fit}");
     assert!(unfit >= 6, "{unfit}");
+}
+
+#[test]
+fn types_of_modules_are_found() {
+    const MODULES: Feature =
+        Feature::new("BTF of modules", 5, 11).config(&["CONFIG_DEBUG_INFO_BTF", "CONFIG_VETH"]);
+    if !require(&MODULES) {
+        return;
+    }
+    let kernel = KernelBtf::vmlinux().unwrap();
+    let built_in = kernel
+        .btf()
+        .unwrap()
+        .find_by_name_kind("veth_priv", Kind::STRUCT)
+        .is_some();
+    if !built_in && built_with("CONFIG_DEBUG_INFO_BTF_MODULES") == Some(false) {
+        return skip("the veth module has no BTF");
+    }
+    if !built_in && !Path::new("/sys/module/veth").exists() {
+        return skip("the veth module is not loaded");
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("core_module.bpf.o");
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    assert_eq!(run(collection.program("core_module").unwrap()), 0);
+
+    let linker = object.linker().unwrap();
+    let modules: Vec<_> = KernelBtf::modules().collect();
+    let modules: Vec<_> = modules.iter().map(KernelBtf::as_bytes).collect();
+    let absent = |modules| check(&linker, kernel.as_bytes(), modules).unwrap().absent;
+    assert_eq!(absent(&modules), 0);
+    assert_eq!(absent(&[]) > 0, !built_in);
+    if built_in {
+        skip("looking into a module: veth is built in here");
+    }
+}
+
+#[test]
+fn types_are_had_by_number() {
+    if !require(&Feature::new("names of BTF", 5, 11).config(&["CONFIG_DEBUG_INFO_BTF"])) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let kernel = KernelBtf::vmlinux().unwrap();
+    let mut id = 0;
+    while let Some(next) = bpf::next_id(ObjectKind::Btf, id).unwrap() {
+        id = next;
+        // Another process may have closed it by now.
+        let Ok(fd) = bpf::fd_by_id(ObjectKind::Btf, id, 0) else {
+            continue;
+        };
+        if bpf::btf_name(fd.as_fd()).is_ok_and(|name| name == "vmlinux") {
+            assert!(KernelBtf::from_id(id).unwrap().as_bytes() == kernel.as_bytes());
+            assert!(KernelBtf::from_id(u32::MAX).is_err());
+            return;
+        }
+    }
+    panic!("the kernel's own BTF has no number");
 }
 
 /// What is shipped for kernels without BTF loads what the whole would.
