@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use ebpf_manager_elf::btf::NameQuery;
+use ebpf_manager_elf::btf::{Btf, NameQuery};
 use ebpf_manager_elf::core_relo::{Resolver, add_roots};
 use ebpf_manager_elf::edit::Patcher;
 use ebpf_manager_elf::{
@@ -163,13 +163,34 @@ impl Collection {
             &query,
             target.as_ref().map(|btf| (btf, hits.as_slice())),
         )?;
-        let resolver = local.map(|local| {
+        let mut resolver = local.map(|local| {
             let mut resolver = Resolver::new(local, &query);
             if let Some(target) = &target {
                 resolver.add_target(target, hits);
             }
             resolver
         });
+        // Modules are those of the running kernel.
+        let wants_modules = loader.options.kernel_btf.is_none()
+            && resolver
+                .as_ref()
+                .is_some_and(|resolver| resolver.needs_modules(linker.core_relos()));
+        let modules = match &target {
+            Some(target) if wants_modules => modules_with(target, &query),
+            _ => Vec::new(),
+        };
+        let mut split = Vec::with_capacity(modules.len());
+        for module in &modules {
+            let mut hits = Vec::new();
+            if let Ok(btf) = Btf::scan(module.as_bytes(), target.as_ref(), &query, &mut hits) {
+                split.push((btf, hits));
+            }
+        }
+        if let Some(resolver) = &mut resolver {
+            for (btf, hits) in &mut split {
+                resolver.add_target(btf, std::mem::take(hits));
+            }
+        }
 
         loader.times.relocate = start.elapsed();
         loader.run(CoreRelocator::new(resolver))
@@ -516,6 +537,19 @@ impl<'o> Loader<'o> {
         }
         Ok(())
     }
+}
+
+/// The BTF of those modules that have types of these names. One that cannot be
+/// understood has none.
+fn modules_with(kernel: &Btf<'_>, query: &NameQuery<'_>) -> Vec<KernelBtf> {
+    let mut hits = Vec::new();
+    KernelBtf::modules()
+        .filter(|module| {
+            hits.clear();
+            let types = Btf::scan(module.as_bytes(), Some(kernel), query, &mut hits);
+            types.is_ok() && !hits.is_empty()
+        })
+        .collect()
 }
 
 /// Makes the directory for pins, if its parent exists. What goes wrong shows

@@ -6,10 +6,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
+use ebpf_manager_sys::bpf::{self, ObjectKind};
 use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
 use ebpf_manager_sys::{Errno, SysError};
 use parking_lot::Mutex;
@@ -19,6 +21,8 @@ use crate::error::KernelBtfError;
 
 /// Where the kernel shows its own BTF. Linux 5.4.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+/// Beside it, that of its modules. Linux 5.11.
+const DIRECTORY: &str = "/sys/kernel/btf";
 
 /// BTF of a kernel: the running one's, or a file for it.
 #[derive(Debug)]
@@ -68,6 +72,43 @@ impl KernelBtf {
     pub fn from_file(path: &Path) -> Result<Arc<KernelBtf>, KernelBtfError> {
         Ok(Arc::new(KernelBtf {
             data: Data::Owned(read(path)?),
+        }))
+    }
+
+    /// The BTF of each loaded module, in order of names, read as the iterator
+    /// gets there. They are split BTF on top of [`KernelBtf::vmlinux`]: use
+    /// [`KernelBtf::as_bytes`] with [`Btf::parse_split`]. A module that goes
+    /// away in between is left out.
+    ///
+    /// Requires at least Linux 5.11 with `CONFIG_DEBUG_INFO_BTF_MODULES`;
+    /// otherwise there are none.
+    pub fn modules() -> impl Iterator<Item = KernelBtf> {
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(DIRECTORY)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path != Path::new(VMLINUX))
+            .collect();
+        paths.sort_unstable();
+        paths.into_iter().filter_map(|path| {
+            let data = Data::Owned(read(&path).ok()?);
+            Some(KernelBtf { data })
+        })
+    }
+
+    /// The BTF that the kernel numbers `id`: its own, a module's or one that a
+    /// process has loaded.
+    ///
+    /// Requires `CAP_SYS_ADMIN` and at least Linux 4.18.
+    ///
+    /// # Errors
+    /// [`KernelBtfError::Read`]: `ENOENT` if there is none.
+    pub fn from_id(id: u32) -> Result<Arc<KernelBtf>, KernelBtfError> {
+        let bytes = bpf::fd_by_id(ObjectKind::Btf, id, 0).and_then(|fd| bpf::btf_data(fd.as_fd()));
+        let fail = |source| KernelBtfError::Read { source, cure: None };
+        Ok(Arc::new(KernelBtf {
+            data: Data::Owned(bytes.map_err(fail)?),
         }))
     }
 

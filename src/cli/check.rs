@@ -46,14 +46,26 @@ pub(crate) fn run(options: &Options) -> Result<bool, String> {
         kernels.push(("running".to_owned(), btf));
     }
     let objects: Vec<_> = options.objects.iter().map(open_object).collect();
+    // Modules are those of the running kernel, looked into when it lacks
+    // something.
+    let mut modules: Option<Vec<KernelBtf>> = options.btf.is_empty().then(Vec::new);
     let mut cells = Vec::new();
     for (path, object) in options.objects.iter().zip(&objects) {
         let object = object.as_ref().map_err(ToString::to_string)?;
         let fail = |err: &dyn std::error::Error| format!("{}: {err}", path.display());
         let linker = object.linker().map_err(|err| fail(&err))?;
         for (kernel, btf) in &kernels {
-            let report = check(&linker, btf.as_bytes(), &[])
-                .map_err(|err| format!("{} on {kernel}: {err}", path.display()))?;
+            let fail = |err| format!("{} on {kernel}: {err}", path.display());
+            let mut report = check(&linker, btf.as_bytes(), &[]).map_err(fail)?;
+            if let Some(modules) = &mut modules
+                && report.missing + report.absent + report.findings.len() as u32 > 0
+            {
+                if modules.is_empty() {
+                    modules.extend(KernelBtf::modules());
+                }
+                let modules: Vec<_> = modules.iter().map(KernelBtf::as_bytes).collect();
+                report = check(&linker, btf.as_bytes(), &modules).map_err(fail)?;
+            }
             cells.push(Cell {
                 path,
                 object,
