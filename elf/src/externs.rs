@@ -159,22 +159,21 @@ pub(crate) fn classify(
                     .to_owned(),
             });
         };
-        let index = match index {
-            Some(index) => index,
-            None => {
-                left = left
-                    .checked_sub(name.len())
-                    .ok_or_else(|| ObjectError::Symbol {
-                        symbol: name.to_owned(),
-                        what: "declared too often, or under too long a name".to_owned(),
-                    })?;
-                externs.push(ExternSpec {
-                    name: name.to_owned(),
-                    weak: true,
-                    kind: ExternKind::Constant,
-                });
-                externs.len() - 1
-            }
+        let index = if let Some(index) = index {
+            index
+        } else {
+            left = left
+                .checked_sub(name.len())
+                .ok_or_else(|| ObjectError::Symbol {
+                    symbol: name.to_owned(),
+                    what: "declared too often, or under too long a name".to_owned(),
+                })?;
+            externs.push(ExternSpec {
+                name: name.to_owned(),
+                weak: true,
+                kind: ExternKind::Constant,
+            });
+            externs.len() - 1
         };
         values.push((Reverse(align), size, value, index));
     }
