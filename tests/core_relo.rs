@@ -159,6 +159,72 @@ fn minimised_types_load_programs() {
     }
 }
 
+/// The two commands, as a build uses them: the exit code tells.
+#[cfg(feature = "cli")]
+#[test]
+fn commands_check_and_minimise() {
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return skip("this kernel has no BTF");
+    }
+    let run = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ebpf-manager"));
+        command.args(arguments).output().unwrap()
+    };
+    let [core, missing] = ["core", "core_missing"].map(|name| {
+        let path = common::testdata(&format!("{name}.bpf.o"));
+        path.into_os_string()
+    });
+    let dir = common::TempDir::new();
+    let small = dir.path().join("small.btf").into_os_string();
+    let arguments = [
+        "minimise".as_ref(),
+        "-o".as_ref(),
+        &*small,
+        &*core,
+        &*missing,
+    ];
+    let output = run(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+
+    let kernel = "/sys/kernel/btf/vmlinux".as_ref();
+    let both = ["check".as_ref(), &*core, "--btf".as_ref(), kernel, &*small];
+    let output = run(&both);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<_> = text.lines().skip(1).take(2).collect();
+    assert_eq!(rows.len(), 2, "{text}");
+    for row in rows {
+        let cells: Vec<_> = row.split_whitespace().collect();
+        assert_eq!(cells[2..5], ["yes", "69", "16"], "{text}");
+    }
+
+    let output = run(&["check".as_ref(), &*core, &*missing]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let named = |line: &str| line.starts_with("!  ") && line.contains("err_core_missing_");
+    assert_eq!(text.lines().filter(|l| named(l)).count(), 3, "{text}");
+    assert_eq!(
+        text.lines().filter(|l| l.starts_with('!')).count(),
+        3,
+        "{text}"
+    );
+
+    let output = run(&["check".as_ref(), "--json".as_ref(), &*missing]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.starts_with("{\"checks\":[{") && text.ends_with("]}]}\n"),
+        "{text}"
+    );
+    assert_eq!(text.matches("\"required\":true").count(), 3);
+
+    // A file that is no BTF is an error of its own.
+    let output = run(&["check".as_ref(), &*core, "--btf".as_ref(), &*core]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not BTF"));
+}
+
 /// BTF of the running kernel and of those in the matrix's cache.
 fn kernels() -> Vec<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
