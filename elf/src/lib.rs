@@ -21,6 +21,7 @@ mod load_btf;
 mod maps;
 mod object;
 pub mod section;
+mod sort;
 mod spec;
 
 pub use error::ObjectError;

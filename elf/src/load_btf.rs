@@ -10,6 +10,7 @@ use crate::btf::encode::{BtfBuilder, BtfFeatures, ObjectFacts, VarFact};
 use crate::btf::{Kind, Linkage};
 use crate::error::ObjectError;
 use crate::object::Object;
+use crate::sort::sort;
 
 const E: NativeEndian = NativeEndian;
 
@@ -102,8 +103,8 @@ impl Object {
                 facts.variables.push((name, VarFact { offset, hidden }));
             }
         }
-        facts.sections.sort_unstable();
-        facts.variables.sort_unstable_by_key(|(name, _)| *name);
+        sort(&mut facts.sections, |a, b| a < b);
+        sort(&mut facts.variables, |a, b| a.0 < b.0);
         Some(facts)
     }
 }

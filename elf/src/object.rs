@@ -17,6 +17,7 @@ use crate::error::{ObjectError, machine_name};
 use crate::image::Bytes;
 use crate::maps;
 use crate::section;
+use crate::sort::sort;
 use crate::spec::{Contents, ExternSpec, MapSpec, ProgramSpec, Slot, VariableSpec};
 
 type Header = elf::FileHeader64<NativeEndian>;
@@ -80,6 +81,13 @@ pub(crate) struct Reloc {
     /// Instruction, counted from the start of the section.
     pub(crate) insn: u32,
     pub(crate) target: Target,
+}
+
+impl Reloc {
+    /// The order in which functions find theirs.
+    fn before(&self, other: &Reloc) -> bool {
+        (self.code, self.insn) < (other.code, other.insn)
+    }
 }
 
 /// What an instruction refers to.
@@ -616,7 +624,9 @@ impl<'d> Parser<'d> {
     /// the next one.
     fn close_functions(&mut self) {
         let functions = &mut self.object.functions;
-        functions.sort_by_key(|f| (f.code, f.start, !f.global));
+        // Among names for one place a global one is first, for calls to find.
+        let key = |f: &Function| (f.code, f.start, !f.global);
+        sort(functions, |a, b| (key(a), &a.name) < (key(b), &b.name));
         for i in 0..functions.len() {
             if functions[i].len != 0 {
                 continue;
@@ -680,7 +690,7 @@ impl<'d> Parser<'d> {
             });
             self.object.maps.push(definition.spec);
         }
-        self.placed_maps.sort_unstable_by_key(|m| m.offset);
+        sort(&mut self.placed_maps, |a, b| a.offset < b.offset);
         Ok(())
     }
 
@@ -701,7 +711,7 @@ impl<'d> Parser<'d> {
                 self.object.relocs.push(reloc);
             }
         }
-        self.object.relocs.sort_by_key(|r| (r.code, r.insn));
+        sort(&mut self.object.relocs, Reloc::before);
         self.add_local_calls()?;
         self.assign_relocs();
         Ok(())
@@ -875,7 +885,7 @@ impl<'d> Parser<'d> {
         }
         if !found.is_empty() {
             self.object.relocs.append(&mut found);
-            self.object.relocs.sort_by_key(|r| (r.code, r.insn));
+            sort(&mut self.object.relocs, Reloc::before);
         }
         Ok(())
     }
