@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ebpf_manager_bpf::elf::ObjectError;
 use ebpf_manager_bpf::{LinkError, LoadError, ReaderError, SysError};
 
 use crate::probe::ProbeId;
@@ -36,7 +37,8 @@ pub enum ManagerError {
         /// Its name.
         name: String,
     },
-    /// The object does not have a map or program that the declaration names.
+    /// The object does not have a program, ring buffer or variable that the
+    /// declaration names.
     #[error("the object has no {kind} {name}")]
     NoSuch {
         /// `"program"`, `"ring buffer"` or `"variable"`.
@@ -45,13 +47,8 @@ pub enum ManagerError {
         name: String,
     },
     /// A constant's value has the wrong size.
-    #[error("constant {name}: {reason}")]
-    Constant {
-        /// Name of the variable.
-        name: String,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    Constant(ObjectError),
     /// The object could not be loaded.
     #[error(transparent)]
     Load(#[from] Box<LoadError>),
@@ -93,11 +90,19 @@ pub enum ManagerError {
     },
     /// Several things went wrong on the way down; the manager is stopped all
     /// the same.
-    #[error("stopped with {} errors, the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
+    #[error("stopped, but {}", summary(.0))]
     Stop(
         /// All of them, in order.
         Vec<ManagerError>,
     ),
+}
+
+fn summary(errors: &[ManagerError]) -> String {
+    match errors {
+        [] => String::new(),
+        [only] => only.to_string(),
+        [first, rest @ ..] => format!("{first}, and {} more errors", rest.len()),
+    }
 }
 
 impl From<LoadError> for ManagerError {

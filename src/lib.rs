@@ -42,7 +42,7 @@ pub use ebpf_manager_bpf as bpf;
 pub use ebpf_manager_bpf::elf;
 
 pub use error::ManagerError;
-pub use manager::{Builder, Manager, ObjectSource, Times};
+pub use manager::{Builder, Manager, MapRef, ObjectSource, ProgramRef, Times, VariableRef};
 pub use probe::{Hook, Outcome, Probe, ProbeId};
 pub use state::{Action, State};
 pub use stream::StreamStats;

@@ -1,18 +1,19 @@
 //! The manager: a declaration brought to life and taken down again.
 //!
-//! Locks, in the order in which they may be taken: `slot`, then `live`. None
-//! is held while the kernel attaches or detaches, while a thread is joined or
+//! Locks, in the order in which they may be taken: `slot`, then `ended`, then
+//! `live`. None is held while the kernel attaches or detaches, while a thread is joined or
 //! while user code runs; an action in progress is marked in `slot` instead.
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebpf_manager_bpf::elf::{Bytes, Object};
 use ebpf_manager_bpf::{
-    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, Pod, Program,
-    open_object, pod,
+    Collection, KernelBtf, Link, LinkError, LoadError, LoadOptions, Loss, Map, MapError, MapType,
+    Pod, Program, Variable, open_object, pod,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -234,6 +235,75 @@ struct Live {
     progress: Mutex<Progress>,
 }
 
+/// A map of a manager, kept open while this is held.
+#[derive(Clone, Debug)]
+pub struct MapRef {
+    live: Arc<Live>,
+    index: usize,
+}
+
+impl Deref for MapRef {
+    type Target = Map;
+
+    fn deref(&self) -> &Map {
+        // The collection never changes once it is live, and the index was
+        // found in it.
+        &self.live.collection.maps()[self.index]
+    }
+}
+
+/// A program of a manager, kept open while this is held.
+#[derive(Clone, Debug)]
+pub struct ProgramRef {
+    live: Arc<Live>,
+    index: usize,
+}
+
+impl Deref for ProgramRef {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.live.collection.programs()[self.index]
+    }
+}
+
+/// A global variable of a manager, kept open while this is held.
+#[derive(Clone, Debug)]
+pub struct VariableRef {
+    live: Arc<Live>,
+    name: String,
+}
+
+impl VariableRef {
+    /// The value as a plain-data type of the variable's size.
+    ///
+    /// # Errors
+    /// [`MapError::Access`], with `EINVAL` if the size differs.
+    pub fn get<T: Pod>(&self) -> Result<T, MapError> {
+        self.with(|variable| variable.get())
+    }
+
+    /// Sets the value from a plain-data type of the variable's size.
+    ///
+    /// # Errors
+    /// [`MapError::Access`], with `EINVAL` if the size differs and `EPERM` for
+    /// a constant, which is frozen.
+    pub fn set<T: Pod>(&self, value: &T) -> Result<(), MapError> {
+        self.with(|variable| variable.set(value))
+    }
+
+    fn with<T>(&self, f: impl FnOnce(Variable<'_>) -> Result<T, MapError>) -> Result<T, MapError> {
+        match self.live.collection.variable(&self.name) {
+            Some(variable) => f(variable),
+            // The collection never changes once it is live.
+            None => Err(MapError::Spec {
+                map: self.name.clone(),
+                what: "the variable is gone".to_owned(),
+            }),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Progress {
     attach: Duration,
@@ -263,9 +333,10 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::State`], [`ManagerError::Busy`], [`ManagerError::Load`],
     /// and [`ManagerError::NoSuch`] if the object lacks something that the
-    /// declaration names.
+    /// declaration names; [`ManagerError::HandlerPanicked`] if the handler that
+    /// stopped the manager panicked afterwards, which is reported once.
     pub fn init(&self, source: &ObjectSource) -> Result<(), ManagerError> {
-        let Some((_, next)) = self.inner.begin(Action::Init)? else {
+        let Some((_, next)) = self.inner.begin(Action::Init, &mut Vec::new())? else {
             return Ok(());
         };
         let result = self.inner.load(source);
@@ -287,12 +358,15 @@ impl Manager {
     /// program is attached, so no event is missed. On failure everything that
     /// was attached is detached again and the manager stays initialised.
     ///
+    /// A handler that stopped its manager occupies the only reader until it
+    /// returns, and cannot start it again.
+    ///
     /// # Errors
     /// [`ManagerError::State`], [`ManagerError::Busy`],
     /// [`ManagerError::Attach`] for a probe that is not optional,
     /// [`ManagerError::Reader`], [`ManagerError::Thread`].
     pub fn start(&self) -> Result<(), ManagerError> {
-        let Some((_, _)) = self.inner.begin(Action::Start)? else {
+        let Some((_, _)) = self.inner.begin(Action::Start, &mut Vec::new())? else {
             return Ok(());
         };
         let mut running = Running::default();
@@ -301,7 +375,7 @@ impl Manager {
             Ok(()) => Ok(running),
             Err(err) => {
                 // The first error is the one to report.
-                let _ = self.inner.take_down(running);
+                self.inner.take_down(running, &mut Vec::new());
                 Err(err)
             }
         };
@@ -323,23 +397,22 @@ impl Manager {
     /// again afterwards, also when this returns an error.
     ///
     /// A handler may call this. The reader then ends after the handler
-    /// returns, and is joined by the next action.
+    /// returns, and is joined by the next action of another thread.
     ///
     /// # Errors
     /// [`ManagerError::Busy`]; [`ManagerError::Stop`] with everything that
     /// went wrong.
     pub fn stop(&self) -> Result<(), ManagerError> {
-        let Some((before, _)) = self.inner.begin(Action::Stop)? else {
-            return Ok(());
-        };
-        let errors = match before {
-            Slot::Running(running) => self.inner.take_down(running),
-            _ => Vec::new(),
-        };
-        // Closing maps and programs may take the kernel a while.
-        let live = self.inner.live.write().take();
-        drop(live);
-        *self.inner.slot.lock() = Slot::Declared;
+        let mut errors = Vec::new();
+        if let Some((before, next)) = self.inner.begin(Action::Stop, &mut errors)? {
+            if let Slot::Running(running) = before {
+                self.inner.take_down(running, &mut errors);
+            }
+            // Closing maps and programs may take the kernel a while.
+            let live = self.inner.live.write().take();
+            drop(live);
+            *self.inner.slot.lock() = next;
+        }
         if errors.is_empty() {
             Ok(())
         } else {
@@ -347,17 +420,48 @@ impl Manager {
         }
     }
 
-    /// Calls `f` with the live map of this name; `None` if there is none now.
-    pub fn with_map<R>(&self, name: &str, f: impl FnOnce(&Map) -> R) -> Option<R> {
+    /// The live map of this name; `None` if there is none now. Never waits
+    /// for an action in progress.
+    ///
+    /// The map stays open for as long as the answer is kept, also beyond
+    /// [`Manager::stop`].
+    pub fn map(&self, name: &str) -> Option<MapRef> {
         let live = self.inner.live()?;
-        live.collection.map(name).map(f)
+        let index = live
+            .collection
+            .maps()
+            .iter()
+            .position(|m| m.name() == name)?;
+        Some(MapRef { live, index })
     }
 
-    /// Calls `f` with the live program of this C function; `None` if there is
-    /// none now.
-    pub fn with_program<R>(&self, function: &str, f: impl FnOnce(&Program) -> R) -> Option<R> {
+    /// The live program of this C function; `None` if there is none now. Never
+    /// waits for an action in progress.
+    ///
+    /// The program stays open for as long as the answer is kept, also beyond
+    /// [`Manager::stop`].
+    pub fn program(&self, function: &str) -> Option<ProgramRef> {
         let live = self.inner.live()?;
-        live.collection.program(function).map(f)
+        let index = live
+            .collection
+            .programs()
+            .iter()
+            .position(|p| p.name() == function)?;
+        Some(ProgramRef { live, index })
+    }
+
+    /// The global variable of this name: a counter in `.bss`, a constant.
+    /// `None` if there is none now. Never waits for an action in progress.
+    ///
+    /// Its map stays open for as long as the answer is kept, also beyond
+    /// [`Manager::stop`].
+    pub fn variable(&self, name: &str) -> Option<VariableRef> {
+        let live = self.inner.live()?;
+        live.collection.variable(name)?;
+        Some(VariableRef {
+            live,
+            name: name.to_owned(),
+        })
     }
 
     /// Every declared probe and what became of it.
@@ -421,8 +525,15 @@ impl Manager {
 impl Inner {
     /// Claims the manager for an action. Returns what the state owned and the
     /// state to enter, or `None` if there is nothing to do.
-    fn begin(&self, action: Action) -> Result<Option<(Slot, Slot)>, ManagerError> {
-        self.reap()?;
+    ///
+    /// Before that, it joins a reader that one of its own handlers stopped, so
+    /// that there is never a second one. How that one ended goes to `errors`
+    /// when stopping, and ends any other action.
+    fn begin(
+        &self,
+        action: Action,
+        errors: &mut Vec<ManagerError>,
+    ) -> Result<Option<(Slot, Slot)>, ManagerError> {
         let mut slot = self.slot.lock();
         let state = match *slot {
             Slot::Declared => State::Declared,
@@ -430,9 +541,26 @@ impl Inner {
             Slot::Running(_) => State::Running,
             Slot::Busy(_, running) => return Err(ManagerError::Busy { action, running }),
         };
+        let ended = self.ended.lock().take_if(|stream| !stream.is_current());
+        if let Some(stream) = ended {
+            let before = std::mem::replace(&mut *slot, Slot::Busy(state, action));
+            drop(slot);
+            let joined = stream.join();
+            slot = self.slot.lock();
+            *slot = before;
+            match joined {
+                Err(err) if action == Action::Stop => errors.push(err),
+                joined => joined?,
+            }
+        }
         match step(state, action) {
             Step::Done => Ok(None),
             Step::Refuse => Err(ManagerError::State { action, state }),
+            // The handler that stopped the manager asks, on its reader.
+            Step::Go(State::Running) if self.ended.lock().is_some() => Err(ManagerError::Busy {
+                action,
+                running: Action::Stop,
+            }),
             Step::Go(next) => {
                 let before = std::mem::replace(&mut *slot, Slot::Busy(state, action));
                 let next = match next {
@@ -463,10 +591,7 @@ impl Inner {
             }
             object
                 .set_variable(name, value)
-                .map_err(|err| ManagerError::Constant {
-                    name: name.clone(),
-                    reason: err.to_string(),
-                })?;
+                .map_err(ManagerError::Constant)?;
         }
         for probe in &declaration.probes {
             if object.program(&probe.id.function).is_none() {
@@ -478,7 +603,8 @@ impl Inner {
             }
         }
         for ring in &declaration.ring_buffers {
-            if object.map(&ring.map).is_none() {
+            let map = object.map(&ring.map);
+            if map.is_none_or(|map| map.map_type != MapType::RINGBUF) {
                 return Err(ManagerError::NoSuch {
                     kind: "ring buffer",
                     name: ring.map.clone(),
@@ -546,10 +672,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Detaches, then lets the reader finish. Returns everything that went
-    /// wrong; all of it is gone nevertheless.
-    fn take_down(&self, running: Running) -> Vec<ManagerError> {
-        let mut errors = Vec::new();
+    /// Detaches, then lets the reader finish. What goes wrong is added to
+    /// `errors`; all of it is gone nevertheless.
+    fn take_down(&self, running: Running, errors: &mut Vec<ManagerError>) {
         if let Some(live) = self.live() {
             live.progress.lock().outcomes.clear();
         }
@@ -566,18 +691,6 @@ impl Inner {
                 errors.extend(stream.join().err());
             }
         }
-        errors
-    }
-
-    /// Joins a reader that one of its own handlers stopped.
-    fn reap(&self) -> Result<(), ManagerError> {
-        let mut ended = self.ended.lock();
-        if ended.as_ref().is_some_and(Stream::is_current) {
-            return Ok(());
-        }
-        let stream = ended.take();
-        drop(ended);
-        stream.map_or(Ok(()), Stream::join)
     }
 }
 
@@ -603,10 +716,13 @@ fn attach_one(live: &Live, probe: &Probe) -> Result<Result<Link, LinkError>, Man
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // Nobody is left to be told of errors.
         if let Slot::Running(running) = std::mem::replace(self.slot.get_mut(), Slot::Declared) {
-            // Nobody is left to be told.
-            let _ = self.take_down(running);
+            self.take_down(running, &mut Vec::new());
         }
-        let _ = self.reap();
+        // A handler that drops the last handle is not waited for: its reader
+        // has been told to end.
+        let ended = self.ended.get_mut().take_if(|stream| !stream.is_current());
+        let _ = ended.map(Stream::join);
     }
 }

@@ -150,16 +150,21 @@ fn load_globals_are_shared_with_user_space() {
     for _ in 0..3 {
         run(program);
     }
-    let read = |name: &str| {
-        let variable = object.variable(name).unwrap();
-        let map = &collection.maps()[variable.map as usize];
-        let mut value = vec![0; map.value_size()];
-        assert!(map.lookup(&0_u32.to_ne_bytes(), &mut value).unwrap());
-        let at = variable.offset as usize;
-        u32::from_ne_bytes(value[at..at + 4].try_into().unwrap())
-    };
+    let read = |name: &str| collection.variable(name).unwrap().get::<u64>().unwrap();
     assert_eq!(read("count_data"), 103);
     assert_eq!(read("count_bss"), 3);
+
+    // And the other way round, while the program may run.
+    collection
+        .variable("count_bss")
+        .unwrap()
+        .set(&40_u64)
+        .unwrap();
+    run(program);
+    assert_eq!(read("count_bss"), 41);
+    let constant = collection.variable("patched_u32").unwrap();
+    assert!(constant.set(&1_u32).unwrap_err().is(Errno::EPERM));
+    assert!(constant.get::<u16>().unwrap_err().is(Errno::EINVAL));
 
     // Read-only data is frozen: user space cannot change what the verifier
     // took for granted.

@@ -4,16 +4,17 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ebpf_manager_elf::btf::{Btf, NameQuery};
 use ebpf_manager_elf::core_relo::{Resolver, add_roots};
 use ebpf_manager_elf::{
-    FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot,
+    FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot, VariableSpec,
 };
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::abi::insn::LD_IMM64;
+use ebpf_manager_sys::map_memory::MapMemory;
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::core::CoreRelocator;
@@ -22,6 +23,7 @@ use crate::kernel_btf::KernelBtf;
 use crate::map::{Loss, Map, MapContext};
 use crate::object_btf;
 use crate::program::{Program, ProgramContext};
+use crate::variable::Variable;
 
 /// How to load an object. Start from `Default`.
 #[derive(Debug)]
@@ -76,6 +78,9 @@ pub struct LoadTimes {
 pub struct Collection {
     maps: Vec<Map>,
     programs: Vec<Program>,
+    variables: Vec<VariableSpec>,
+    /// By map: its memory, once a variable of it was used.
+    memory: Vec<OnceLock<Option<MapMemory>>>,
     times: LoadTimes,
     losses: Vec<Loss>,
 }
@@ -147,6 +152,17 @@ impl Collection {
     /// The program whose C function has this name.
     pub fn program(&self, name: &str) -> Option<&Program> {
         self.programs.iter().find(|p| p.name() == name)
+    }
+
+    /// The global variable of this name.
+    pub fn variable(&self, name: &str) -> Option<Variable<'_>> {
+        let spec = self.variables.iter().find(|v| v.name == name)?;
+        let index = spec.map as usize;
+        Some(Variable {
+            spec,
+            map: self.maps.get(index)?,
+            memory: self.memory.get(index)?,
+        })
     }
 
     /// Time spent in each phase. `parse` is the caller's to fill in.
@@ -265,6 +281,8 @@ impl<'o> Loader<'o> {
 
         self.pins.0.clear();
         Ok(Collection {
+            variables: self.object.variables().to_vec(),
+            memory: self.maps.iter().map(|_| OnceLock::new()).collect(),
             maps: self.maps,
             programs: self.programs,
             times: self.times,

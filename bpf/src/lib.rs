@@ -35,6 +35,7 @@ mod memlock;
 mod object_btf;
 mod program;
 mod reader;
+mod variable;
 mod verifier_log;
 
 pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
@@ -47,6 +48,7 @@ pub use link::{Link, Mechanism};
 pub use map::{Loss, Map};
 pub use program::Program;
 pub use reader::{RingBufferReader, Waiter};
+pub use variable::Variable;
 pub use verifier_log::{SourceLine, VerifierLog};
 
 pub use ebpf_manager_elf as elf;

@@ -118,6 +118,20 @@ impl Program {
             .map_err(|e| self.operation(e))
     }
 
+    /// Runs that the kernel left out, because the CPU was in the middle of
+    /// another run that excludes them: what such a program did not see.
+    ///
+    /// Counted since Linux 5.12, for tracepoints and kprobes since 6.7; zero
+    /// below that.
+    ///
+    /// # Errors
+    /// [`ProgramError::Operation`].
+    pub fn missed_runs(&self) -> Result<u64, ProgramError> {
+        sys::prog_info(self.fd.as_fd())
+            .map(|info| info.recursion_misses)
+            .map_err(|e| self.operation(e))
+    }
+
     /// Runs the program on `data` without attaching it
     /// (`BPF_PROG_TEST_RUN`). Requires at least Linux 4.12; which types can be
     /// run depends on the kernel.

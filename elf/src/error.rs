@@ -74,6 +74,14 @@ pub enum ObjectError {
         /// What is wrong.
         what: String,
     },
+    /// A global variable that cannot be set.
+    #[error("variable {name} {what}")]
+    Variable {
+        /// The variable's name.
+        name: String,
+        /// What is wrong: `"has 4 bytes, the value has 8"`.
+        what: String,
+    },
     /// A relocation that cannot be resolved.
     #[error("section {section}, offset {offset:#x} (instruction {}): {what}", offset / 8)]
     Relocation {

@@ -208,28 +208,25 @@ impl Object {
     /// order: the usual way to configure a `const volatile` before loading.
     ///
     /// # Errors
-    /// [`ObjectError::Map`] if there is no such variable or `value` has
+    /// [`ObjectError::Variable`] if there is no such variable or `value` has
     /// another size.
     pub fn set_variable(&mut self, name: &str, value: &[u8]) -> Result<(), ObjectError> {
-        let fault = |what: String| ObjectError::Map {
-            map: "global data".to_owned(),
+        let fault = |what: String| ObjectError::Variable {
+            name: name.to_owned(),
             what,
         };
-        let Some(var) = self.variable(name).cloned() else {
-            return Err(fault(format!("no variable {name}")));
+        let Some(var) = self.variable(name) else {
+            return Err(fault("is not in the object".to_owned()));
         };
-        if var.size as usize != value.len() {
-            return Err(fault(format!(
-                "variable {name} has {} bytes, the value has {}",
-                var.size,
-                value.len()
-            )));
+        let (map, start, size) = (var.map, var.offset as usize, var.size as usize);
+        if size != value.len() {
+            let found = value.len();
+            return Err(fault(format!("has {size} bytes, the value has {found}")));
         }
-        let start = var.offset as usize;
         self.maps
-            .get_mut(var.map as usize)
-            .and_then(|map| map.contents_mut().get_mut(start..start + value.len()))
-            .ok_or_else(|| fault(format!("variable {name} lies outside its section")))?
+            .get_mut(map as usize)
+            .and_then(|map| map.contents_mut().get_mut(start..start + size))
+            .ok_or_else(|| fault("lies outside its section".to_owned()))?
             .copy_from_slice(value);
         Ok(())
     }
@@ -328,6 +325,12 @@ impl<'d> Parser<'d> {
             }
             _ => {}
         }
+        let have = data.len();
+        if have < size_of::<Header>() {
+            let need = size_of::<Header>();
+            let what = format!("the file has {have} bytes, an ELF header {need}");
+            return Err(ObjectError::malformed(what));
+        }
         let header = Header::parse(data).map_err(bad)?;
         let machine = header.e_machine(E);
         // Clang before 3.9 wrote no machine number of its own.
@@ -341,6 +344,13 @@ impl<'d> Parser<'d> {
             return Err(ObjectError::NotRelocatable {
                 found: header.e_type(E),
             });
+        }
+        // They come last in a file, so this is where one that was cut off shows.
+        let headers = u64::from(header.e_shnum(E)) * u64::from(header.e_shentsize(E));
+        let end = header.e_shoff(E).saturating_add(headers);
+        if end > have as u64 {
+            let what = format!("the file has {have} bytes, its section headers end at {end}");
+            return Err(ObjectError::malformed(what));
         }
         let sections = header.sections(E, data).map_err(bad)?;
         let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).map_err(bad)?;

@@ -15,8 +15,10 @@
 
 pub mod abi;
 pub mod bpf;
+pub mod clock;
 pub mod errno;
 pub mod fd;
+pub mod map_memory;
 pub mod mmap;
 pub mod mntns;
 pub mod netlink;
@@ -29,6 +31,7 @@ pub mod ringbuf;
 pub mod rtnl;
 pub mod signal;
 pub mod tracefs;
+pub mod tty;
 
 pub use errno::{Errno, SysError};
 

@@ -1,0 +1,235 @@
+//! Arguments and dispatch.
+
+mod demo;
+mod event;
+mod format;
+mod names;
+mod output;
+mod summary;
+mod trace;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lexopt::Arg::{Long, Short, Value};
+
+const HELP: &str = "\
+Loads eBPF programs and shows what they report.
+
+Usage: ebpf-manager COMMAND [OPTION]...
+
+Commands:
+  trace          show processes as they execute files and exit
+
+Options:
+  -h, --help     show this text, or after a command that command's
+  -V, --version  show the version
+";
+
+const TRACE_HELP: &str = "\
+Shows processes as they execute files and exit, until Ctrl-C.
+
+Usage: ebpf-manager trace [OPTION]...
+
+Options:
+  --duration TIME      stop after this time: 500ms, 5s, 2m, 1h
+  --min-duration TIME  leave out exits of processes that lived less than this
+  --json               write one JSON object per line
+  --demo               run a few short processes to look at, then stop
+  --btf FILE           the kernel's BTF, if it does not have it itself
+  -h, --help           show this text
+
+Columns: TIME is in seconds since the start, DURATION the life of the process,
+STATUS its exit code or the signal that ended it, FILE what it executed last.
+A dash stands for what does not apply or is not known.
+
+JSON: event (\"exec\", \"exit\"), time (UTC), pid, ppid, uid, comm, file (null if
+unknown); an exit also has duration_ns, exit_code or signal (the other is
+null) and core_dumped. The last line has the event \"summary\".
+
+Needs root, or CAP_BPF, CAP_PERFMON and a readable tracefs; Linux 5.8 or later
+with BTF. Exit status: 0 after tracing, 1 if that was not possible, 2 for a
+wrong command line.
+";
+
+/// What a command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Request {
+    Show(&'static str),
+    Version,
+    Trace(trace::Options),
+}
+
+/// Runs the command of this process.
+pub(crate) fn main() -> ExitCode {
+    let (result, code) = match parse(std::env::args_os().skip(1)) {
+        Ok(Request::Show(text)) => (show(text), 1),
+        Ok(Request::Version) => (
+            show(concat!("ebpf-manager ", env!("CARGO_PKG_VERSION"), "\n")),
+            1,
+        ),
+        Ok(Request::Trace(options)) => (trace::run(&options), 1),
+        Err(message) => (Err(message), 2),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // One line, whatever an error further down contains.
+            let line = message.replace('\n', " ");
+            // There is nobody left to tell if this fails.
+            let _ = writeln!(io::stderr().lock(), "ebpf-manager: {line}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn show(text: &str) -> Result<(), String> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(format!("write: {err}")),
+        _ => Ok(()),
+    }
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let general = |err: &dyn std::fmt::Display| format!("{err}; see ebpf-manager --help");
+    match parser.next().map_err(|e| general(&e))? {
+        None => Err(general(&"no command given")),
+        Some(Short('h') | Long("help")) => Ok(Request::Show(HELP)),
+        Some(Short('V') | Long("version")) => Ok(Request::Version),
+        Some(Value(command)) if command == "trace" => {
+            parse_trace(&mut parser).map_err(|err| format!("{err}; see ebpf-manager trace --help"))
+        }
+        Some(Value(command)) => Err(general(&format!("no command {}", command.display()))),
+        Some(other) => Err(general(&other.unexpected())),
+    }
+}
+
+fn parse_trace(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let mut options = trace::Options::default();
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Show(TRACE_HELP)),
+            Long("json") => options.json = true,
+            Long("demo") => options.demo = true,
+            Long("duration") => options.duration = Some(time(parser, "--duration")?),
+            Long("btf") => options.btf = Some(parser.value().map_err(|e| e.to_string())?.into()),
+            Long("min-duration") => options.min_duration = time(parser, "--min-duration")?,
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    Ok(Request::Trace(options))
+}
+
+fn time(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, String> {
+    let value = parser.value().map_err(|e| e.to_string())?;
+    let text = value.to_string_lossy();
+    parse_duration(&text)
+        .ok_or_else(|| format!("{option}: {text:?} is not a time like 500ms, 5s, 2m or 1h"))
+}
+
+/// A whole number and its unit: `us`, `ms`, `s`, `m`, `h`. At most what fits
+/// nanoseconds in 64 bits, 584 years.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(unit_at)?;
+    let unit_ns = match unit {
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    };
+    let number: u64 = number.parse().ok()?;
+    number.checked_mul(unit_ns).map(Duration::from_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Request, String> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("250us"), Some(Duration::from_micros(250)));
+        assert_eq!(parse_duration("5s"), Some(Duration::from_secs(5)));
+        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
+        for bad in [
+            "",
+            "5",
+            "s",
+            "5 s",
+            "-5s",
+            "+5s",
+            "5x",
+            "1.5s",
+            "5S",
+            "5s5",
+            "1m30s",
+            "é",
+            "5124096h",
+            "99999999999999999999s",
+        ] {
+            assert_eq!(parse_duration(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let line = "trace --json --demo --duration 5s --min-duration=10ms --btf x";
+        let Ok(Request::Trace(options)) = parsed(line) else {
+            panic!("refused");
+        };
+        assert!(options.json && options.demo);
+        assert_eq!(options.duration, Some(Duration::from_secs(5)));
+        assert_eq!(options.min_duration, Duration::from_millis(10));
+        assert_eq!(options.btf.as_deref(), Some("x".as_ref()));
+        assert_eq!(
+            parsed("trace"),
+            Ok(Request::Trace(trace::Options::default()))
+        );
+        assert_eq!(parsed("-V"), Ok(Request::Version));
+        assert_eq!(parsed("--help"), Ok(Request::Show(HELP)));
+        assert_eq!(parsed("trace --json -h"), Ok(Request::Show(TRACE_HELP)));
+    }
+
+    #[test]
+    fn mistakes_are_named_and_point_to_help() {
+        for (line, says) in [
+            ("", "no command"),
+            ("frobnicate", "frobnicate"),
+            ("--frob", "--frob"),
+            ("trace --frob", "--frob"),
+            ("trace extra", "extra"),
+            ("trace --duration", "--duration"),
+            ("trace --duration 5", "\"5\""),
+            ("trace --duration soon", "500ms"),
+            ("trace --json=yes", "--json"),
+            ("trace --min-duration 1.5s", "--min-duration"),
+        ] {
+            let message = parsed(line).unwrap_err();
+            assert!(message.contains(says), "{line:?}: {message}");
+            assert!(message.contains("--help"), "{line:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        for line in HELP.lines().chain(TRACE_HELP.lines()) {
+            assert!(line.len() <= 80, "{line}");
+        }
+    }
+}
