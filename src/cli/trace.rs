@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,7 +11,8 @@ use ebpf_manager::bpf::{Cure, Errno, KernelBtf, KernelVersion, LinkError};
 use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe, ProgramRef, VariableRef};
 use ebpf_manager_sys::proc::{self, Capabilities};
 use ebpf_manager_sys::signal::{Signal, SignalFd};
-use ebpf_manager_sys::{clock, poll, tty};
+use ebpf_manager_sys::tracefs::Tracefs;
+use ebpf_manager_sys::{clock, mntns, poll, tty};
 
 use super::demo::Demo;
 use super::event::{Event, What};
@@ -51,6 +52,13 @@ pub(crate) struct Counts {
 
 /// Traces until told to stop. The error is a message for people.
 pub(crate) fn run(options: &Options) -> Result<(), String> {
+    // Tracepoints are attached by numbers that stand in tracefs. A machine
+    // that has not mounted it need not be changed for that: this process, and
+    // what it starts, get a view of their own. Where that is refused, attaching
+    // says what is missing.
+    if Tracefs::find().is_err() {
+        let _ = mntns::mount_privately("tracefs", Path::new("/sys/kernel/tracing"));
+    }
     // Before any thread starts: threads inherit the mask.
     let signals = SignalFd::block(&[Signal::INT, Signal::TERM]).map_err(|err| format!("{err}"))?;
     let output = Arc::new(Output::new().map_err(|err| format!("{err}"))?);
