@@ -44,8 +44,8 @@ pub(crate) const EVENT: (&str, &str) = ("sched", "sched_process_exec");
 
 /// Says what this process is to be: one whose whole life is measured.
 const MODE: &str = "EBPF_MANAGER_BENCH_MODE";
-/// Where the floor's process finds its buffers.
-const BUFFERS: &str = "EBPF_MANAGER_BENCH_BUFFERS";
+/// The file it reads: the floor's buffers, or the object to load.
+const INPUT: &str = "EBPF_MANAGER_BENCH_INPUT";
 
 /// How long to repeat.
 const BUDGET: Duration = Duration::from_secs(8);
@@ -165,8 +165,8 @@ impl Clock {
 
 fn bench_one_program() -> Result<()> {
     let mut prepared = Prepared::new(&Object::parse(OBJECT)?)?;
-    // The last user of a tracepoint waits 60 ms or so while the kernel takes
-    // it out of all code: that is not to be the loader, nor the floor.
+    // The last user of a tracepoint waits some 30 ms while the kernel takes it
+    // out of all code: that is to be neither the loader nor the floor.
     let _held = prepared.open_event()?;
     let (mut ours, mut base) = (Vec::new(), Vec::new());
     let started = Instant::now();
@@ -196,33 +196,32 @@ fn bench_one_program() -> Result<()> {
         "{:<10}{:>12}{:>12}{:>8}{:>18}{:>14}",
         "phase", "loader us", "floor us", "ratio", "syscalls (bpf)", "floor"
     );
-    for (phase, name) in PHASES.iter().enumerate() {
-        let of = |counts: &Option<Tally>| counts.as_ref().map(|c| c.phases[phase]);
+    let row = |name: &str, phases: std::ops::Range<usize>| {
+        let time = |runs: &[Times]| median(runs.iter().map(|t| t[phases.clone()].iter().sum()));
+        let counts = |tally: &Option<Tally>| {
+            let phases = &tally.as_ref()?.phases[phases.clone()];
+            Some(phases.iter().fold(Counts::default(), Counts::plus))
+        };
+        let (ours, base) = (time(&ours), time(&base));
         print_row(
             name,
-            median(ours.iter().map(|t| t[phase])),
-            median(base.iter().map(|t| t[phase])),
-            (of(&our_counts), of(&base_counts)),
+            ours,
+            base,
+            (counts(&our_counts), counts(&base_counts)),
         );
-    }
-    let total = |counts: &Option<Tally>| {
-        counts
-            .as_ref()
-            .map(|c| c.phases.iter().fold(Counts::default(), Counts::plus))
+        (ours, base)
     };
-    let our_total = median(ours.iter().map(|t| t.iter().sum()));
-    let base_total = median(base.iter().map(|t| t.iter().sum()));
-    print_row(
-        "total",
-        our_total,
-        base_total,
-        (total(&our_counts), total(&base_counts)),
-    );
-    let own = our_total.saturating_sub(base_total);
+    for (phase, name) in PHASES.iter().enumerate().take(CLOSE) {
+        row(name, phase..phase + 1);
+    }
+    let (ours, base) = row("running", 0..CLOSE);
+    row("close", CLOSE..PHASES.len());
+    let own = ours.saturating_sub(base);
     println!(
-        "the loader's own time: {:.1} us, {:.1} % of the floor's",
+        "until running the loader adds {:.1} us to the floor's {:.1}: {:.1} %",
         micros(own),
-        100.0 * own as f64 / base_total.max(1) as f64
+        micros(base),
+        100.0 * own as f64 / base.max(1) as f64
     );
     match (&our_counts, &base_counts) {
         (
@@ -239,7 +238,11 @@ fn bench_one_program() -> Result<()> {
         }
         _ => println!("user instructions of a phase: not counted here (no hardware counter)"),
     }
-    processes(&prepared)
+    let buffers = env::temp_dir().join(format!("ebpf-manager-bench-{}", std::process::id()));
+    fs::write(&buffers, prepared.encode())?;
+    let result = processes(&["nothing", "floor", "loader", "manager"], &buffers);
+    fs::remove_file(&buffers)?;
+    result
 }
 
 fn print_row(name: &str, ours: u64, base: u64, counts: (Option<Counts>, Option<Counts>)) {
@@ -384,27 +387,19 @@ fn count_floor(counters: &mut Counters, prepared: &mut Prepared) -> Result<Optio
 // --------------------------------------------------------------- processes
 
 /// Whole processes: what each mode costs from exec to exit.
-fn processes(prepared: &Prepared) -> Result<()> {
-    let program = env::current_exe()?;
-    let buffers = env::temp_dir().join(format!("ebpf-manager-bench-{}", std::process::id()));
-    fs::write(&buffers, prepared.encode())?;
-    let result = process_table(&program, &buffers);
-    fs::remove_file(&buffers)?;
-    result
-}
-
-fn process_table(program: &Path, buffers: &Path) -> Result<()> {
-    println!("\nA: whole processes, median of {PROCESS_RUNS}; \"nothing\" is Rust's runtime alone");
+fn processes(modes: &[&str], input: &Path) -> Result<()> {
+    let program = &env::current_exe()?;
+    println!("\nwhole processes, median of {PROCESS_RUNS}; \"nothing\" is Rust's runtime alone");
     println!(
         "{:<10}{:>10}{:>20}{:>16}",
         "process", "syscalls", "user instructions", "peak RSS KiB"
     );
-    for mode in ["nothing", "floor", "loader", "manager"] {
+    for &mode in modes {
         let (mut calls, mut instructions, mut memory) = (None, None, Vec::new());
         for _ in 0..PROCESS_RUNS {
             let mut command = Command::new(program);
             // Cargo's search path for libraries costs a hundred system calls.
-            command.env_clear().env(MODE, mode).env(BUFFERS, buffers);
+            command.env_clear().env(MODE, mode).env(INPUT, input);
             let counts = counters::run(&mut command)?;
             let text = String::from_utf8_lossy(&counts.output.stdout).into_owned();
             if !counts.output.status.success() {
@@ -417,7 +412,7 @@ fn process_table(program: &Path, buffers: &Path) -> Result<()> {
             Some(count) => format!("{count}"),
             None => counters::callgrind(
                 program,
-                &[(MODE, mode.as_ref()), (BUFFERS, buffers.as_os_str())],
+                &[(MODE, mode.as_ref()), (INPUT, input.as_os_str())],
             )
             .map_or("not counted here".to_owned(), |n| {
                 format!("{n} (callgrind)")
@@ -438,7 +433,7 @@ fn live_once(mode: &str) -> Result<()> {
     let mut times = Times::default();
     match mode {
         "floor" => {
-            let buffers = fs::read(env::var_os(BUFFERS).ok_or("no buffers")?)?;
+            let buffers = fs::read(env::var_os(INPUT).ok_or("no buffers")?)?;
             let mut prepared = Prepared::decode(&buffers).ok_or("damaged buffers")?;
             floor(&mut prepared, &mut times)?;
         }
@@ -453,6 +448,10 @@ fn live_once(mode: &str) -> Result<()> {
             manager.init(&ObjectSource::bytes(OBJECT))?;
             manager.start()?;
             manager.stop()?;
+        }
+        "file" => {
+            let object = Object::parse(fs::read(env::var_os(INPUT).ok_or("no file")?)?)?;
+            drop(Collection::load(&object, LoadOptions::default())?);
         }
         _ => {}
     }
@@ -506,5 +505,5 @@ fn bench_file(path: &Path) -> Result<()> {
         "total",
         micros(median(runs.iter().map(|t| t.iter().sum())))
     );
-    Ok(())
+    processes(&["nothing", "file"], path)
 }

@@ -7,12 +7,11 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ebpf_manager_elf::btf::Btf;
 use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
 use ebpf_manager_sys::{Errno, SysError};
-use parking_lot::Mutex;
 
 use crate::cure::Cure;
 use crate::error::KernelBtfError;
@@ -48,7 +47,7 @@ impl KernelBtf {
     /// [`KernelBtfError::Read`], with [`Cure::NoKernelBtf`] if the kernel has
     /// none.
     pub fn vmlinux() -> Result<Arc<KernelBtf>, KernelBtfError> {
-        let mut shared = SHARED.lock();
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(btf) = shared.upgrade() {
             return Ok(btf);
         }

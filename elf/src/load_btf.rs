@@ -84,6 +84,11 @@ impl Object {
         let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).ok()?;
         let mut facts = Facts::default();
         for section in sections.iter() {
+            // Data sections are part of the program; relocations, symbols and
+            // BTF itself are not.
+            if section.sh_flags(E) & u64::from(elf::SHF_ALLOC) == 0 {
+                continue;
+            }
             let name = sections.section_name(E, section).ok()?;
             if let (Ok(name), Ok(size)) =
                 (std::str::from_utf8(name), u32::try_from(section.sh_size(E)))

@@ -16,6 +16,9 @@ use crate::cure::{self, Cure, Need};
 use crate::error::LinkError;
 use crate::program::Program;
 
+/// Where tracefs is mounted since Linux 4.1.
+const USUAL_TRACEFS: &str = "/sys/kernel/tracing";
+
 impl Link {
     /// Attaches a tracepoint program to `category/name`, as listed below
     /// `events` of tracefs.
@@ -36,11 +39,18 @@ impl Link {
             source,
             cure,
         };
-        let tracefs = Tracefs::find().map_err(|e| missing(e, Some(Cure::MountTracefs)))?;
-        let id = tracefs.event_id(category, name).map_err(|e| {
-            let cure = cure::find(&e, Need::Tracing);
-            missing(e, cure)
-        })?;
+        // Where tracefs usually is there are no such files without it: asking
+        // first whether it is mounted would be a system call for nothing.
+        let id = match Tracefs::at(USUAL_TRACEFS).event_id(category, name) {
+            Ok(id) => id,
+            Err(_) => Tracefs::find()
+                .map_err(|e| missing(e, Some(Cure::MountTracefs)))?
+                .event_id(category, name)
+                .map_err(|e| {
+                    let cure = cure::find(&e, Need::Tracing);
+                    missing(e, cure)
+                })?,
+        };
         let target = format!("tracepoint {path}");
         let event = open_event(id).map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
         on_perf_event(program, event, target)
@@ -121,15 +131,12 @@ pub(super) fn on_perf_event(
         options: LinkOptions::None,
     };
     let by_link = match sys::link_create(&create) {
+        // The program runs from here on: the event was opened enabled.
         Ok(link) => {
-            // An event starts counting, and its programs running, when enabled.
-            event
-                .enable()
-                .map_err(|e| failed(&target, vec![("perf event enable", e)]))?;
             return Ok(Link {
                 target,
                 mechanism: Mechanism::PerfEventLink,
-                inner: Inner::PerfLink { link, event },
+                inner: Inner::Bpf(link),
             });
         }
         Err(err) => err,
@@ -139,7 +146,7 @@ pub(super) fn on_perf_event(
     if !by_link.is(Errno::EINVAL) {
         return Err(failed(&target, vec![("perf event link", by_link)]));
     }
-    match event.set_bpf(program.as_fd()).and_then(|()| event.enable()) {
+    match event.set_bpf(program.as_fd()) {
         Ok(()) => Ok(Link {
             target,
             mechanism: Mechanism::PerfEventIoctl,

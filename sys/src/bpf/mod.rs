@@ -158,29 +158,14 @@ pub fn obj_name(name: &str) -> [u8; OBJ_NAME_LEN] {
 /// map holds for each key. Read once from `/sys/devices/system/cpu/possible`.
 ///
 /// # Errors
-/// That of opening the file, or `EINVAL` if it is not a list of CPUs.
+/// Those of [`proc::possible_cpus`](crate::proc::possible_cpus).
 pub fn possible_cpus() -> Result<usize> {
     static COUNT: OnceLock<usize> = OnceLock::new();
-    const PATH: &str = "/sys/devices/system/cpu/possible";
     if let Some(&count) = COUNT.get() {
         return Ok(count);
     }
-    let list = std::fs::read_to_string(PATH)
-        .map_err(|err| SysError::from_io("open", &err).with_path(PATH))?;
-    let count = count_cpus(list.trim_end())
-        .ok_or_else(|| SysError::new("read", Errno::EINVAL).with_path(PATH))?;
+    let count = crate::proc::possible_cpus()?.len();
     Ok(*COUNT.get_or_init(|| count))
-}
-
-/// How many CPUs a list such as `0-3,8` names; `None` if it names none.
-fn count_cpus(list: &str) -> Option<usize> {
-    let mut count = 0_usize;
-    for range in list.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)? as usize + 1)?;
-    }
-    Some(count)
 }
 
 #[cfg(test)]

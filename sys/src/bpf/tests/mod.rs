@@ -106,18 +106,6 @@ fn names_the_kernel_takes() {
 }
 
 #[test]
-fn lists_of_cpus() {
-    assert_eq!(count_cpus("0"), Some(1));
-    assert_eq!(count_cpus("0-3"), Some(4));
-    assert_eq!(count_cpus("0-3,8,10-11"), Some(7));
-    assert_eq!(count_cpus(""), None);
-    assert_eq!(count_cpus("3-1"), None);
-    assert_eq!(count_cpus("0-x"), None);
-    assert_eq!(count_cpus("0-4294967295"), Some(1 << 32));
-    assert!(possible_cpus().is_ok_and(|n| n > 0));
-}
-
-#[test]
 fn eagain_is_tried_five_times_and_nothing_else_is() {
     let mut calls = 0;
     let mut fail_until = |succeed_at: u32, errno| {
