@@ -27,9 +27,7 @@ use common::{Feature, LeakCheck, ROOT, TempDir, require};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What `trace` needs.
-const TRACE: Feature = Feature::new("ebpf-manager trace", 5, 8)
-    .config(&["CONFIG_DEBUG_INFO_BTF"])
-    .mounted("tracefs");
+const TRACE: Feature = Feature::new("ebpf-manager trace", 5, 8).config(&["CONFIG_DEBUG_INFO_BTF"]);
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ebpf-manager"));

@@ -18,7 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Feature, LeakCheck, NetNs, ROOT, TempDir, UPROBE, Verdict, kernel_version, privileged, require,
+    Feature, LeakCheck, NetNs, PINS, ROOT, TempDir, UPROBE, Verdict, kernel_version, mount_of,
+    privileged, require,
 };
 use ebpf_manager_sys::abi::bpf::MapType;
 use ebpf_manager_sys::bpf::{MapCreate, MapFd, map_create};
@@ -90,7 +91,7 @@ fn leaked_child_is_found() {
 /// A map that only a pin keeps: no descriptor betrays it.
 #[test]
 fn leaked_map_and_pin_are_found() {
-    if !require(&ROOT) {
+    if !require(&PINS) {
         return;
     }
     let text = complaint(
@@ -131,7 +132,7 @@ fn leaked_qdisc_is_found() {
 /// A probe event outlives the process that made it.
 #[test]
 fn leaked_probe_event_is_found() {
-    if !require(&UPROBE) {
+    if !require(&UPROBE.mounted("tracefs")) {
         return;
     }
     let tracefs = Tracefs::find().unwrap();
@@ -166,7 +167,8 @@ fn what_was_there_before_is_no_leak() {
     thread::spawn(|| ()).join().unwrap();
     if privileged() {
         drop(array("within"));
-        drop(TempDir::on_bpffs());
+        let pins = mount_of("bpf").map(|_| TempDir::on_bpffs());
+        drop(pins);
     }
     check.finish();
     drop(before);
@@ -185,7 +187,7 @@ fn what_another_process_holds_is_no_leak() {
         drop(map);
         return;
     }
-    if !require(&ROOT) {
+    if !require(&PINS) {
         return;
     }
     let text = complaint(

@@ -21,11 +21,16 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LeakCheck, PERF_LINK, RING_BUFFER, Verdict, kernel_version, require, testdata};
+use common::{
+    Feature, LeakCheck, PERF_LINK, RING_BUFFER, Verdict, kernel_version, require, testdata,
+};
 use ebpf_manager::bpf::{Map, Mechanism, TestRun, pod};
 use ebpf_manager::{
     Action, Builder, Hook, Manager, ManagerError, ObjectSource, Outcome, Probe, State, Times,
 };
+
+/// Attaching to tracepoints and reading a ring buffer.
+const HOOKS: Feature = RING_BUFFER.mounted("tracefs");
 
 /// `enum hook` of `attach.bpf.c`.
 const EXEC: u32 = 1;
@@ -157,12 +162,20 @@ impl Counters {
     }
 }
 
+/// Whether a record tells the reader of itself.
+#[derive(Clone, Copy)]
+enum Wakeup {
+    IfWaiting = 0,
+    /// `BPF_RB_NO_WAKEUP`.
+    Never = 1,
+}
+
 /// Asks the generator of `ringbuf.bpf.c` for `count` records of 16 to 256
 /// bytes, numbered from `first`. Returns how many found no room.
-fn generate(manager: &Manager, first: u64, count: u32) -> u64 {
+fn generate(manager: &Manager, first: u64, count: u32, wakeup: Wakeup) -> u64 {
     let mut packet = [0_u8; 64];
     packet[14..22].copy_from_slice(&first.to_ne_bytes());
-    let request = [count, 7, 16, 256, 0, 0];
+    let request = [count, 7, 16, 256, 0, wakeup as u32];
     packet[22..46].copy_from_slice(pod::slice_bytes(&request));
     let program = manager.program("ringbuf_output");
     let program = program.expect("the manager is initialised");
@@ -197,7 +210,7 @@ fn manager_may_be_shared_between_threads() {
 
 #[test]
 fn life_goes_round_and_leaves_nothing() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -262,7 +275,7 @@ fn life_goes_round_and_leaves_nothing() {
 
 #[test]
 fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -303,7 +316,7 @@ fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
 
 #[test]
 fn start_twice_attaches_once() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -321,7 +334,7 @@ fn start_twice_attaches_once() {
 
 #[test]
 fn every_hook_fires_until_stop() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -376,7 +389,7 @@ fn every_hook_fires_until_stop() {
 
 #[test]
 fn hook_of_the_declaration_beats_the_section() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -403,7 +416,7 @@ fn hook_of_the_declaration_beats_the_section() {
 
 #[test]
 fn one_function_is_attached_under_several_names() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -429,7 +442,7 @@ fn one_function_is_attached_under_several_names() {
 
 #[test]
 fn dropping_a_running_manager_stops_it() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -457,11 +470,11 @@ fn dropping_a_running_manager_stops_it() {
     assert_eq!(hits.len() as u64 + counters.get("lost_count"), count);
 }
 
-/// What was written before the start, and what is written while stopping is
-/// under way, is read.
+/// What was written before the start is read, and what nobody read until the
+/// stop.
 #[test]
 fn no_record_is_forgotten_at_either_end() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -479,7 +492,7 @@ fn no_record_is_forgotten_at_either_end() {
         .build()
         .unwrap();
     manager.init(&generator_object()).unwrap();
-    assert_eq!(generate(&manager, 0, 100), 0);
+    assert_eq!(generate(&manager, 0, 100, Wakeup::IfWaiting), 0);
     assert_eq!(numbers.lock().unwrap().len(), 0, "read before the start");
     manager.start().unwrap();
     wait_until("records from before the start", || {
@@ -487,18 +500,24 @@ fn no_record_is_forgotten_at_either_end() {
     });
 
     let closed = gate.lock().unwrap();
-    assert_eq!(generate(&manager, 100, 200), 0);
-    let stopping = manager.clone();
-    let stop = thread::spawn(move || stopping.stop());
+    assert_eq!(generate(&manager, 100, 100, Wakeup::IfWaiting), 0);
     drop(closed);
-    stop.join().unwrap().unwrap();
+    wait_until("records behind the gate", || {
+        numbers.lock().unwrap().len() == 200
+    });
+
+    // Nobody tells the reader of these.
+    assert_eq!(generate(&manager, 200, 100, Wakeup::Never), 0);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(numbers.lock().unwrap().len(), 200);
+    manager.stop().unwrap();
     assert!(numbers.lock().unwrap().iter().copied().eq(0..300));
     assert_eq!(manager.stream_stats("ring").unwrap().records, 300);
 }
 
 #[test]
 fn records_and_losses_add_up() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -518,7 +537,7 @@ fn records_and_losses_add_up() {
     manager.start().unwrap();
     let runs = 50;
     let lost: u64 = (0..runs)
-        .map(|run| generate(&manager, run * 1024, 1024))
+        .map(|run| generate(&manager, run * 1024, 1024, Wakeup::IfWaiting))
         .sum();
     manager.stop().unwrap();
     assert_eq!(read.load(Ordering::Relaxed) + lost, runs * 1024);
@@ -528,7 +547,7 @@ fn records_and_losses_add_up() {
 /// CPU when its hook is taken away; nothing else may be missing.
 #[test]
 fn stop_under_load_loses_only_what_is_in_flight() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -573,7 +592,7 @@ fn stop_under_load_loses_only_what_is_in_flight() {
 /// and the manager is always in a state that it can be stopped from.
 #[test]
 fn concurrent_actions_end_in_a_consistent_state() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -639,7 +658,7 @@ fn a_killed_process_leaves_nothing() {
             thread::sleep(PATIENCE);
         }
     }
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();

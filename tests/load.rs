@@ -11,59 +11,17 @@ mod common;
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use common::{Feature, LeakCheck, RING_BUFFER, ROOT, kernel_version, require, testdata};
-use ebpf_manager::bpf::{
-    Collection, Errno, LoadError, LoadOptions, Map, MapError, MapType, Program, ProgramError,
-    ProgramType, TestRun, open_object, pod,
+use common::{
+    Feature, LeakCheck, RING_BUFFER, ROOT, check, kernel_version, load, load_alone, map, object,
+    require, run,
 };
-use ebpf_manager::elf::{MapSpec, Object};
+use ebpf_manager::bpf::{
+    Collection, Errno, LoadError, LoadOptions, Map, MapError, MapType, ProgramError, pod,
+};
+use ebpf_manager::elf::MapSpec;
 
 /// `bpf_for_each_map_elem` and `bpf_loop` with function references.
 const CALLBACKS: Feature = Feature::new("bpf_loop", 5, 17);
-
-fn object(name: &str) -> Object {
-    open_object(testdata(name)).unwrap()
-}
-
-fn load(name: &str) -> Collection {
-    Collection::load(&object(name), LoadOptions::default())
-        .unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-/// Runs a program once; what it returns.
-fn run(program: &Program) -> u32 {
-    let data = [0_u8; 64];
-    let takes_data = !matches!(
-        program.program_type(),
-        ProgramType::RAW_TRACEPOINT | ProgramType::SYSCALL
-    );
-    let mut run = TestRun {
-        data_in: if takes_data { &data } else { &[] },
-        repeat: u32::from(takes_data),
-        ..TestRun::default()
-    };
-    program
-        .test_run(&mut run)
-        .unwrap_or_else(|e| panic!("{e}"))
-        .retval
-}
-
-/// Runs the named programs; each must return 0.
-fn check(name: &str, collection: &Collection, programs: &[&str]) {
-    for program in programs {
-        let loaded = collection
-            .program(program)
-            .unwrap_or_else(|| panic!("{name}: no {program}"));
-        let line = run(loaded);
-        assert_eq!(line, 0, "{name}: {program} fails its check in line {line}");
-    }
-}
-
-fn map<'c>(collection: &'c Collection, name: &str) -> &'c Map {
-    collection
-        .map(name)
-        .unwrap_or_else(|| panic!("no map {name}"))
-}
 
 #[test]
 fn load_maps_of_every_kind() {
@@ -297,15 +255,6 @@ fn load_says_which_core_relocation_is_missing() {
         assert!(core.contains("this kernel"), "{core}");
         assert!(!err.to_string().contains("unknown#"), "{err}");
     }
-}
-
-/// Loads one program of an object whose others are left out.
-fn load_alone(object: &Object, name: &str) -> Result<Collection, LoadError> {
-    let others = object.programs().iter().filter(|p| p.name != name);
-    let mut options = LoadOptions::default();
-    options.exclude = others.map(|p| p.name.clone()).collect();
-    options.include = vec![name.to_owned()];
-    Collection::load(object, options)
 }
 
 #[test]

@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use ebpf_manager_elf::btf::{Btf, NameQuery};
+use ebpf_manager_elf::btf::NameQuery;
 use ebpf_manager_elf::core_relo::{Resolver, add_roots};
+use ebpf_manager_elf::edit::Patcher;
 use ebpf_manager_elf::{
     FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot, VariableSpec,
 };
 use ebpf_manager_sys::abi::bpf::ProgramType;
-use ebpf_manager_sys::abi::insn::LD_IMM64;
 use ebpf_manager_sys::map_memory::MapMemory;
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::core::CoreRelocator;
-use crate::error::{KernelBtfError, LoadError, ProgramError};
+use crate::error::{LoadError, MapError, ProgramError};
+use crate::externs::Externs;
 use crate::kernel_btf::KernelBtf;
 use crate::map::{Loss, Map, MapContext};
 use crate::object_btf;
@@ -35,6 +36,11 @@ pub struct LoadOptions {
     /// BTF to resolve CO-RE relocations against instead of the running
     /// kernel's.
     pub kernel_btf: Option<Arc<KernelBtf>>,
+    /// Text of a kernel configuration (`CONFIG_BPF=y` and so on, a line each)
+    /// to use instead of the running kernel's, which is read from
+    /// `/proc/config.gz` (with the feature `kconfig-gz`), `/boot` or
+    /// `/lib/modules`. Read only if the object has `__kconfig` variables.
+    pub kernel_config: Option<Vec<u8>>,
     /// Largest buffer for the verifier's log, in bytes; 64 MiB unless set.
     pub log_limit_bytes: usize,
     /// Programs to load although the object says no (`SEC("?…")`).
@@ -43,6 +49,22 @@ pub struct LoadOptions {
     pub exclude: Vec<String>,
     /// Maps to use instead of creating those of the same name.
     pub replace_maps: Vec<Map>,
+    /// Called with every program, in this order, after linking and CO-RE and
+    /// before it is loaded, to look at its instructions and change them.
+    ///
+    /// ```
+    /// use ebpf_manager_bpf::LoadOptions;
+    /// use ebpf_manager_bpf::elf::edit::{PatchError, Patcher};
+    ///
+    /// let mut options = LoadOptions::default();
+    /// options.patchers.push(Patcher::new(|program, editor| {
+    ///     match editor.set_constant("sampling_rate", 100)? {
+    ///         0 if program.name == "on_packet" => Err(PatchError::refused("no sampling_rate")),
+    ///         _ => Ok(()),
+    ///     }
+    /// }));
+    /// ```
+    pub patchers: Vec<Patcher>,
 }
 
 impl Default for LoadOptions {
@@ -50,10 +72,12 @@ impl Default for LoadOptions {
         LoadOptions {
             pin_dir: PathBuf::from("/sys/fs/bpf"),
             kernel_btf: None,
+            kernel_config: None,
             log_limit_bytes: 64 << 20,
             include: Vec::new(),
             exclude: Vec::new(),
             replace_maps: Vec::new(),
+            patchers: Vec::new(),
         }
     }
 }
@@ -115,10 +139,7 @@ impl Collection {
         };
         let mut hits = Vec::new();
         let target = match &kernel {
-            Some(kernel) => Some(
-                Btf::scan(kernel.as_bytes(), None, &query, &mut hits)
-                    .map_err(|source| KernelBtfError::Parse { source })?,
-            ),
+            Some(kernel) => Some(kernel.scan(&query, &mut hits)?),
             None => None,
         };
         let resolver = local.map(|local| {
@@ -129,7 +150,10 @@ impl Collection {
             resolver
         });
 
-        let mut loader = Loader::new(object, options, &linker)?;
+        let externs = Externs::resolve(object, options.kernel_config.as_deref())
+            .map_err(|source| LoadError::Object { path: None, source })?;
+
+        let mut loader = Loader::new(object, options, &linker, externs)?;
         loader.times.relocate = start.elapsed();
         loader.run(CoreRelocator::new(resolver))
     }
@@ -187,6 +211,7 @@ struct Loader<'o> {
     object: &'o Object,
     options: LoadOptions,
     linker: &'o Linker<'o>,
+    externs: Externs<'o>,
     wanted: Vec<&'o ProgramSpec>,
     btf: Option<OwnedFd>,
     maps: Vec<Map>,
@@ -214,6 +239,7 @@ impl<'o> Loader<'o> {
         object: &'o Object,
         options: LoadOptions,
         linker: &'o Linker<'o>,
+        externs: Externs<'o>,
     ) -> Result<Loader<'o>, LoadError> {
         let unknown = options
             .include
@@ -254,6 +280,7 @@ impl<'o> Loader<'o> {
             object,
             options,
             linker,
+            externs,
             wanted,
             btf: None,
             maps: Vec::new(),
@@ -291,8 +318,8 @@ impl<'o> Loader<'o> {
     }
 
     fn create_maps(&mut self) -> Result<(), LoadError> {
-        for spec in self.object.maps() {
-            let map = self.obtain_map(spec)?;
+        for (index, spec) in self.object.maps().iter().enumerate() {
+            let map = self.obtain_map(index, spec)?;
             self.maps.push(map);
         }
         Ok(())
@@ -300,7 +327,7 @@ impl<'o> Loader<'o> {
 
     /// The map for a specification: a replacement, a pin that exists, or a new
     /// one.
-    fn obtain_map(&mut self, spec: &MapSpec) -> Result<Map, LoadError> {
+    fn obtain_map(&mut self, index: usize, spec: &MapSpec) -> Result<Map, LoadError> {
         if let Some(at) = self
             .options
             .replace_maps
@@ -322,7 +349,14 @@ impl<'o> Loader<'o> {
                 Err(err) => return Err(err.into()),
             }
         }
-        let map = self.create_map(spec)?;
+        if spec.external {
+            let what = "declared extern, and neither replaced nor pinned under its name";
+            return Err(LoadError::Map(MapError::Spec {
+                map: spec.name.clone(),
+                what: what.to_owned(),
+            }));
+        }
+        let map = self.create_map(index, spec)?;
         if let Some(path) = pin {
             make_dir(&self.options.pin_dir);
             map.pin(&path)?;
@@ -331,13 +365,14 @@ impl<'o> Loader<'o> {
         Ok(map)
     }
 
-    fn create_map(&self, spec: &MapSpec) -> Result<Map, LoadError> {
+    fn create_map(&self, index: usize, spec: &MapSpec) -> Result<Map, LoadError> {
         let context = MapContext {
             btf: self.btf.as_ref().map(AsFd::as_fd),
             inner: None,
         };
         let map = Map::create_in(spec, context)?;
-        if let Some(contents) = spec.contents.as_slice() {
+        let config = self.externs.config_contents(index);
+        if let Some(contents) = config.or(spec.contents.as_slice()) {
             // What the object leaves out at the end is zero already.
             if contents.iter().any(|b| *b != 0) {
                 map.update(&0_u32.to_ne_bytes(), contents)?;
@@ -394,6 +429,14 @@ impl<'o> Loader<'o> {
                     source,
                 })?;
             core.apply(spec, &mut linked)?;
+            for patcher in &mut self.options.patchers {
+                patcher
+                    .run(spec, self.linker, &mut linked)
+                    .map_err(|source| ProgramError::Patch {
+                        program: spec.name.clone(),
+                        source,
+                    })?;
+            }
             self.apply_fixups(spec, &mut linked)?;
             self.times.relocate += start.elapsed();
 
@@ -404,43 +447,44 @@ impl<'o> Loader<'o> {
                 btf: self.btf.as_ref().map(AsFd::as_fd),
                 log_limit: self.options.log_limit_bytes,
             };
-            let program =
-                Program::load(spec, &linked, self.linker, context, &|id| core.explain(id))?;
+            let program = Program::load(spec, &linked, self.linker, context, &|id| {
+                core.explain(id).or_else(|| self.externs.explain(id))
+            })?;
             self.programs.push(program);
             self.times.verify += start.elapsed();
         }
         Ok(())
     }
 
-    /// Puts descriptors where instructions wait for them.
+    /// Puts descriptors, and what stands for externs, where instructions wait
+    /// for them.
     fn apply_fixups(
         &self,
         spec: &ProgramSpec,
         linked: &mut LinkedProgram,
     ) -> Result<(), ProgramError> {
+        let descriptor = |index: usize| self.maps.get(index).map(|m| m.as_fd().as_raw_fd());
+        let config = self.object.config_map().and_then(descriptor).unwrap_or(-1);
         for fixup in &linked.fixups {
-            let Some(insn) = linked.insns.get_mut(fixup.insn as usize) else {
-                continue;
-            };
             match fixup.target {
                 FixupTarget::Map(index) | FixupTarget::MapValue(index) => {
-                    if let Some(map) = self.maps.get(index as usize) {
-                        insn.imm = map.as_fd().as_raw_fd();
+                    let insn = linked.insns.get_mut(fixup.insn as usize);
+                    if let (Some(insn), Some(fd)) = (insn, descriptor(index as usize)) {
+                        insn.imm = fd;
                     }
                 }
                 FixupTarget::Extern(index) => {
-                    let symbol = self.object.externs().get(index as usize);
-                    if symbol.is_some_and(|s| s.weak) && insn.code == LD_IMM64 {
-                        // An absent weak symbol has the address 0, which is
-                        // what the object says already.
-                        insn.set_src(0);
-                        continue;
-                    }
-                    return Err(ProgramError::UndefinedSymbol {
-                        program: spec.name.clone(),
-                        insn: fixup.insn,
-                        symbol: symbol.map(|s| s.name.clone()).unwrap_or_default(),
-                    });
+                    let at = fixup.insn as usize;
+                    let applied = self.externs.apply(index, &mut linked.insns, at, config);
+                    applied.map_err(|reason| {
+                        let symbol = self.object.externs().get(index as usize);
+                        ProgramError::UndefinedSymbol {
+                            program: spec.name.clone(),
+                            insn: fixup.insn,
+                            symbol: symbol.map(|s| s.name.clone()).unwrap_or_default(),
+                            reason: Box::new(reason),
+                        }
+                    })?;
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ebpf_manager_elf::ObjectError;
 use ebpf_manager_elf::btf::BtfError;
 use ebpf_manager_elf::core_relo::CoreError;
+use ebpf_manager_elf::edit::PatchError;
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -107,8 +108,9 @@ pub enum ProgramError {
         /// Section name as written.
         section: String,
     },
-    /// The program uses a symbol that nothing defines.
-    #[error("program {program}: instruction {insn} uses {symbol}, which nothing defines")]
+    /// The program uses a symbol that it does not define, and neither does
+    /// this kernel.
+    #[error("program {program}: instruction {insn} uses {symbol}, {reason}")]
     UndefinedSymbol {
         /// C function name.
         program: String,
@@ -116,6 +118,8 @@ pub enum ProgramError {
         insn: u32,
         /// The symbol.
         symbol: String,
+        /// Where it was looked for.
+        reason: Box<MissingSymbol>,
     },
     /// A CO-RE relocation is malformed or ambiguous.
     #[error("program {program}: {source}")]
@@ -124,6 +128,15 @@ pub enum ProgramError {
         program: String,
         /// What is wrong.
         source: CoreError,
+    },
+    /// A patcher refused the program, or asked for a change that cannot be
+    /// made.
+    #[error("program {program}: {source}")]
+    Patch {
+        /// C function name.
+        program: String,
+        /// What is wrong.
+        source: PatchError,
     },
     /// The verifier or the kernel refused the program.
     #[error(transparent)]
@@ -138,6 +151,42 @@ pub enum ProgramError {
         /// What would help, if that shows.
         cure: Option<Cure>,
     },
+}
+
+/// Why nothing stands for a symbol that a program uses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MissingSymbol {
+    /// It is neither a symbol of the kernel nor a constant.
+    #[error("which nothing defines")]
+    Undefined,
+    /// `/proc/kallsyms` does not list it.
+    #[error("which is not among this kernel's symbols")]
+    NoAddress,
+    /// `/proc/kallsyms` lists it with several addresses.
+    #[error("of which this kernel has several")]
+    Ambiguous,
+    /// `/proc/kallsyms` shows this process no addresses.
+    #[error("whose address this kernel hides: CAP_SYSLOG is missing, or kernel.kptr_restrict is 2")]
+    Hidden,
+    /// `/proc/kallsyms` cannot be read.
+    #[error("but the kernel's symbols cannot be read: {0}")]
+    NoSymbols(SysError),
+    /// The kernel's BTF has no such function or variable.
+    #[error("which is not in this kernel's BTF (modules are not searched)")]
+    NoType,
+    /// The kernel has one of another type.
+    #[error("which this kernel declares with another type")]
+    OtherType,
+    /// The kernel's BTF cannot be read.
+    #[error("but {0}")]
+    NoTypes(KernelBtfError),
+    /// The kernel's configuration does not set the option.
+    #[error("which this kernel's configuration does not set")]
+    NotConfigured,
+    /// The kernel's configuration cannot be read.
+    #[error("but the kernel's configuration cannot be read: {0}")]
+    NoConfig(SysError),
 }
 
 /// A program that the verifier or the kernel refused, with all that is known
@@ -157,8 +206,9 @@ pub struct Rejection {
     pub insn: Option<u32>,
     /// Its C source line, if the object has line information.
     pub source_line: Option<SourceLine>,
-    /// The CO-RE relocation that the verifier stumbled over: kind, type,
-    /// field and why this kernel cannot satisfy it.
+    /// What the loader could not resolve and the verifier stumbled over: a
+    /// CO-RE relocation (kind, type, field and why this kernel cannot satisfy
+    /// it), or a weak function that this kernel does not have.
     pub core: Option<String>,
     /// What would help, if that shows.
     pub cure: Option<Cure>,

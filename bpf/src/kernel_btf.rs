@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ebpf_manager_elf::btf::Btf;
+use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
 use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -76,6 +76,16 @@ impl KernelBtf {
             Data::Mapped(mapping) => mapping.as_slice(),
             Data::Owned(bytes) => bytes,
         }
+    }
+
+    /// Opens the types and finds those of given names in the same walk.
+    pub(crate) fn scan(
+        &self,
+        query: &NameQuery<'_>,
+        hits: &mut Vec<NameHit>,
+    ) -> Result<Btf<'_>, KernelBtfError> {
+        Btf::scan(self.as_bytes(), None, query, hits)
+            .map_err(|source| KernelBtfError::Parse { source })
     }
 
     /// Opens the types for general lookups: one walk over all of them.

@@ -28,6 +28,8 @@ mod collection;
 mod core;
 mod cure;
 mod error;
+mod externs;
+mod kconfig;
 mod kernel_btf;
 mod link;
 mod map;
@@ -41,7 +43,8 @@ mod verifier_log;
 pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
 pub use cure::Cure;
 pub use error::{
-    KernelBtfError, LinkError, LoadError, MapError, ProgramError, ReaderError, Rejection,
+    KernelBtfError, LinkError, LoadError, MapError, MissingSymbol, ProgramError, ReaderError,
+    Rejection,
 };
 pub use kernel_btf::KernelBtf;
 pub use link::{Link, Mechanism};

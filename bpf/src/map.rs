@@ -298,8 +298,11 @@ impl Map {
     /// Checks that this map can stand in for what `spec` declares.
     pub(crate) fn check(&self, spec: &MapSpec, path: Option<&Path>) -> Result<(), MapError> {
         let (max_entries, key_size, value_size) = sizes(spec)?;
-        // The kernel adds this flag to read-only data of its own accord.
-        let ignored = MapFlags::MMAPABLE | MapFlags::TOKEN_FD;
+        let mut ignored = MapFlags::MMAPABLE | MapFlags::TOKEN_FD;
+        if matches!(spec.map_type, MapType::DEVMAP | MapType::DEVMAP_HASH) {
+            // The kernel sets it for all of them.
+            ignored |= MapFlags::RDONLY_PROG;
+        }
         let fields: [(&'static str, u64, u64); 5] = [
             ("type", spec.map_type.0.into(), self.map_type().0.into()),
             ("key size", key_size.into(), self.key_size() as u64),
@@ -383,7 +386,8 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
     match spec.map_type {
         T::UNSPEC => return Err(fault("no map type; set one before loading".to_owned())),
         T::PERF_EVENT_ARRAY => {
-            (key, value) = (word(key), word(value));
+            // The kernel takes nothing else, and nothing is ever looked up.
+            (key, value) = (4, 4);
             if max == 0 {
                 let cpus = sys::possible_cpus().map_err(|source| MapError::Access {
                     map: spec.name.clone(),
@@ -423,7 +427,21 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
     if max == 0 && !sizeless {
         return Err(fault("max_entries is 0; set it before loading".to_owned()));
     }
+    let unallocated = spec.map_type == T::LPM_TRIE || sizeless && !is_cgroup_storage(spec);
+    if unallocated && !spec.flags.contains(MapFlags::NO_PREALLOC) {
+        return Err(fault(
+            "maps of its type need the flag BPF_F_NO_PREALLOC".to_owned(),
+        ));
+    }
     Ok((max, key, value))
+}
+
+/// Storage of control groups before `CGRP_STORAGE`: one fixed buffer each.
+fn is_cgroup_storage(spec: &MapSpec) -> bool {
+    matches!(
+        spec.map_type,
+        MapType::CGROUP_STORAGE | MapType::PERCPU_CGROUP_STORAGE
+    )
 }
 
 /// Map types that the kernel refuses BTF types for.
@@ -482,7 +500,17 @@ mod tests {
         );
         assert!(sizes(&spec(MapType::UNSPEC, 1)).is_err());
         assert!(sizes(&spec(MapType::RINGBUF, u32::MAX)).is_err());
-        assert_eq!(sizes(&spec(MapType::TASK_STORAGE, 0)).unwrap().0, 0);
+        let mut odd = spec(MapType::PERF_EVENT_ARRAY, 3);
+        (odd.key_size, odd.value_size) = (8, 24);
+        assert_eq!(sizes(&odd).unwrap(), (3, 4, 4));
+        for map_type in [MapType::TASK_STORAGE, MapType::LPM_TRIE] {
+            let mut spec = spec(map_type, u32::from(map_type == MapType::LPM_TRIE));
+            let err = sizes(&spec).unwrap_err().to_string();
+            assert!(err.contains("BPF_F_NO_PREALLOC"), "{err}");
+            spec.flags = MapFlags::NO_PREALLOC;
+            assert_eq!(sizes(&spec).unwrap().0, spec.max_entries);
+        }
+        assert_eq!(sizes(&spec(MapType::CGROUP_STORAGE, 0)).unwrap().0, 0);
     }
 
     #[test]

@@ -19,7 +19,7 @@ const NOVELTIES: [(BtfFeatures, Loss); 7] = [
     (
         BtfFeatures::QMARK_DATASEC,
         Loss {
-            what: "BTF section names that begin with ?",
+            what: "BTF section names that are no identifiers",
             since: "6.9",
         },
     ),

@@ -82,6 +82,15 @@ pub enum ObjectError {
         /// What is wrong: `"has 4 bytes, the value has 8"`.
         what: String,
     },
+    /// A symbol that the object uses and does not define cannot be given a
+    /// value.
+    #[error("symbol {symbol}: {what}")]
+    Symbol {
+        /// The symbol's name.
+        symbol: String,
+        /// What is wrong.
+        what: String,
+    },
     /// A relocation that cannot be resolved.
     #[error("section {section}, offset {offset:#x} (instruction {}): {what}", offset / 8)]
     Relocation {
@@ -91,6 +100,12 @@ pub enum ObjectError {
         offset: u64,
         /// What is wrong.
         what: String,
+    },
+    /// A program that no kernel takes.
+    #[error("program {program} has more than a million instructions with its subprograms")]
+    TooLarge {
+        /// The program's name.
+        program: String,
     },
     /// A program was asked for that is not in the object.
     #[error("no program {name} in the object")]

@@ -8,23 +8,31 @@
 //! [`Object::parse`] digests a file once: sections, symbols, map definitions
 //! and relocations. [`Object::linker`] then lays out one program after the
 //! other with the subprograms it needs ([`Linker::link`]); what only the
-//! kernel knows is left as a list of [`Fixup`]s.
+//! kernel knows is left as a list of [`Fixup`]s. Before it is filled in, an
+//! [`edit::ProgramEditor`] may change the program's instructions.
 #![forbid(unsafe_code)]
 
 pub mod btf;
 pub mod core_relo;
 mod cursor;
+mod disasm;
+pub mod edit;
 mod error;
+mod externs;
 mod image;
 mod link;
 mod load_btf;
 mod maps;
 mod object;
 pub mod section;
-mod sort;
+#[doc(hidden)]
+pub mod sort;
 mod spec;
 
+pub use disasm::disassemble;
+pub use ebpf_manager_sys::abi::insn;
 pub use error::ObjectError;
+pub use externs::{ConfigType, ExternKind, KernelConfig};
 pub use image::Bytes;
 pub use link::{Fixup, FixupTarget, LinkedCoreRelo, LinkedProgram, Linker};
 pub use object::Object;

@@ -15,7 +15,12 @@ use crate::btf::Btf;
 use crate::btf::ext::{Block, BtfExt, CoreRelo, Table};
 use crate::error::ObjectError;
 use crate::object::{INSN_SIZE, Object, Target};
+use crate::sort::sort;
 use crate::spec::ProgramSpec;
+
+/// Most instructions of a program: `BPF_COMPLEXITY_LIMIT_INSNS`. Linux 5.2;
+/// 4096 before.
+const MAX_INSNS: usize = 1_000_000;
 
 /// A program's instructions with its subprograms appended, and what is still
 /// to be filled in.
@@ -40,16 +45,19 @@ pub struct LinkedProgram {
     /// object's `.BTF.ext`.
     pub core_relos: Vec<LinkedCoreRelo>,
     /// Functions in the order they are laid out.
-    placed: Vec<Placed>,
+    pub(crate) placed: Vec<Placed>,
+    /// While it is linked, by function of the object: its first instruction
+    /// plus one; 0 for those that are not here yet.
+    pub(crate) starts: Vec<u32>,
 }
 
 /// A function of a linked program.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+pub(crate) struct Placed {
     /// Index of the function in the object.
-    function: u32,
+    pub(crate) function: u32,
     /// First instruction in the linked program.
-    start: u32,
+    pub(crate) start: u32,
 }
 
 /// A CO-RE relocation of a linked program.
@@ -78,8 +86,8 @@ pub enum FixupTarget {
     /// The same, for the address of a byte of the map's value. The offset is
     /// in the instruction already.
     MapValue(u32),
-    /// The address or value of the extern with this index in
-    /// [`Object::externs`].
+    /// The address, id or value of the extern with this index in
+    /// [`Object::externs`]; constants that were set are in place already.
     Extern(u32),
 }
 
@@ -91,6 +99,7 @@ impl LinkedProgram {
         self.line_info.clear();
         self.core_relos.clear();
         self.placed.clear();
+        self.starts.clear();
         self.func_info_rec_size = 0;
         self.line_info_rec_size = 0;
     }
@@ -131,14 +140,19 @@ impl Object {
     pub fn linker(&self) -> Result<Linker<'_>, ObjectError> {
         let btf = self.btf();
         let mut blocks = vec![Blocks::default(); self.codes.len()];
+        let mut names: Vec<_> = (0..)
+            .zip(&self.codes)
+            .map(|(index, code)| (code.name.as_str(), index))
+            .collect();
+        sort(&mut names, |a, b| a < b);
         if let (Some(bytes), Some(btf)) = (&self.btf_ext, &btf) {
             let ext = BtfExt::parse(bytes.as_slice(), btf).map_err(|source| ObjectError::Btf {
                 section: ".BTF.ext",
                 source,
             })?;
-            self.assign(&mut blocks, ext.func_info(), |b| &mut b.funcs);
-            self.assign(&mut blocks, ext.line_info(), |b| &mut b.lines);
-            self.assign(&mut blocks, ext.core_relos(), |b| &mut b.core);
+            assign(&names, &mut blocks, ext.func_info(), |b| &mut b.funcs);
+            assign(&names, &mut blocks, ext.line_info(), |b| &mut b.lines);
+            assign(&names, &mut blocks, ext.core_relos(), |b| &mut b.core);
         }
         Ok(Linker {
             object: self,
@@ -146,28 +160,27 @@ impl Object {
             blocks,
         })
     }
+}
 
-    /// Finds each code section's block. Blocks usually stand in the order of
-    /// the sections, so the search goes on where the last one ended.
-    fn assign<'o>(
-        &self,
-        blocks: &mut [Blocks<'o>],
-        table: &Table<'o>,
-        field: impl for<'b> Fn(&'b mut Blocks<'o>) -> &'b mut Option<Block<'o>>,
-    ) {
-        let mut next = 0;
-        for block in table.blocks() {
-            let (head, tail) = self.codes.split_at(next.min(self.codes.len()));
-            let found = tail
-                .iter()
-                .position(|c| c.name == block.section())
-                .map(|i| i + head.len())
-                .or_else(|| head.iter().position(|c| c.name == block.section()));
-            let Some(found) = found else { continue };
-            next = found + 1;
-            if let Some(slot) = blocks.get_mut(found) {
-                *field(slot) = Some(*block);
-            }
+/// Gives each code section its block. `names` are the sections' names, sorted,
+/// with their numbers. Of sections of one name, the next is meant each time.
+fn assign<'o>(
+    names: &[(&str, usize)],
+    blocks: &mut [Blocks<'o>],
+    table: &Table<'o>,
+    field: impl for<'b> Fn(&'b mut Blocks<'o>) -> &'b mut Option<Block<'o>>,
+) {
+    let mut next = 0;
+    for block in table.blocks() {
+        let named = |from| {
+            let at = names.partition_point(|name| *name < (block.section(), from));
+            names.get(at).filter(|(name, _)| *name == block.section())
+        };
+        if let Some(&(_, index)) = named(next).or_else(|| named(0))
+            && let Some(slot) = blocks.get_mut(index)
+        {
+            next = index + 1;
+            *field(slot) = Some(block.clone());
         }
     }
 }
@@ -187,24 +200,31 @@ impl<'o> Linker<'o> {
     pub fn core_relos(&self) -> impl Iterator<Item = CoreRelo> + '_ {
         self.blocks
             .iter()
-            .filter_map(|b| b.core)
-            .flat_map(|block| block.core_relos())
+            .filter_map(|b| b.core.as_ref())
+            .flat_map(Block::core_relos)
     }
 
     /// Links `program` into `out`, which is cleared first.
     ///
     /// # Errors
     /// [`ObjectError::NoSuchProgram`] if `program` belongs to another object;
-    /// [`ObjectError::Malformed`] if a function refers past its end.
+    /// [`ObjectError::Malformed`] if a function refers past its end;
+    /// [`ObjectError::TooLarge`] if no kernel would take as many instructions.
     pub fn link(&self, program: &ProgramSpec, out: &mut LinkedProgram) -> Result<(), ObjectError> {
         out.clear();
+        out.starts.resize(self.object.functions.len(), 0);
         self.place(program.function, out)
             .ok_or_else(|| ObjectError::NoSuchProgram {
                 name: program.name.clone(),
             })?;
         let mut next = 0;
         while let Some(&placed) = out.placed.get(next) {
-            self.resolve(placed, out)?;
+            if out.insns.len() > MAX_INSNS {
+                return Err(ObjectError::TooLarge {
+                    program: program.name.clone(),
+                });
+            }
+            self.resolve(program.function, placed, out)?;
             next += 1;
         }
         Ok(())
@@ -225,8 +245,13 @@ impl<'o> Linker<'o> {
     /// Appends a function's instructions and records unless it is there
     /// already; returns its first instruction.
     fn place(&self, function: u32, out: &mut LinkedProgram) -> Option<u32> {
-        if let Some(placed) = out.placed.iter().find(|p| p.function == function) {
-            return Some(placed.start);
+        if let Some(start) = out.starts.get(function as usize)?.checked_sub(1) {
+            return Some(start);
+        }
+        // Functions may lie inside each other in the object: laid out one by one
+        // they can be far larger than it. `link` refuses what is too large.
+        if out.insns.len() > MAX_INSNS {
+            return None;
         }
         let source = self.object.functions.get(function as usize)?;
         let code = self.object.codes.get(source.code as usize)?;
@@ -242,6 +267,9 @@ impl<'o> Linker<'o> {
         slice_bytes_mut(out.insns.get_mut(start..)?).copy_from_slice(bytes);
         let start = start as u32;
         out.placed.push(Placed { function, start });
+        if let Some(entry) = out.starts.get_mut(function as usize) {
+            *entry = start + 1;
+        }
 
         if let Some(blocks) = self.blocks.get(source.code as usize) {
             let range = source.start..source.start + source.len;
@@ -265,16 +293,22 @@ impl<'o> Linker<'o> {
         Some(start)
     }
 
-    /// Points a placed function's references at their targets.
-    fn resolve(&self, placed: Placed, out: &mut LinkedProgram) -> Result<(), ObjectError> {
+    /// Points a placed function's references at their targets, or at the
+    /// numbers set for the program.
+    fn resolve(
+        &self,
+        program: u32,
+        placed: Placed,
+        out: &mut LinkedProgram,
+    ) -> Result<(), ObjectError> {
         let Some(source) = self.object.functions.get(placed.function as usize) else {
             return Ok(());
         };
         let relocs = source.relocs.start as usize..source.relocs.end as usize;
         for reloc in self.object.relocs.get(relocs).unwrap_or_default() {
             let insn = reloc.insn - source.start + placed.start;
-            let wide = !matches!(reloc.target, Target::Call(_) | Target::Extern(_));
             let at = insn as usize;
+            let wide = out.insns.get(at).is_some_and(Insn::is_ld_imm64);
             if wide && reloc.insn + 1 >= source.start + source.len {
                 return Err(ObjectError::malformed(format!(
                     "function {} ends inside a two-word instruction",
@@ -311,7 +345,16 @@ impl<'o> Linker<'o> {
                     }
                     FixupTarget::MapValue(map)
                 }
-                Target::Extern(index) => FixupTarget::Extern(index),
+                Target::Extern(index) => {
+                    if wide && let Some(value) = self.object.constant(index, program) {
+                        if let Some(words) = out.insns.get_mut(at..at + 2) {
+                            let value = Insn::ld_imm64(words[0].dst(), 0, value);
+                            words.copy_from_slice(&value);
+                        }
+                        continue;
+                    }
+                    FixupTarget::Extern(index)
+                }
             };
             out.fixups.push(Fixup { insn, target });
         }

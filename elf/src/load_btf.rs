@@ -1,7 +1,8 @@
 //! The object's BTF as the kernel wants it.
 //!
 //! Compilers leave data sections' sizes and offsets at 0 and know nothing of
-//! symbol visibility; both come from the symbol table.
+//! symbol visibility; both come from the symbol table. Places of configuration
+//! values come from the layout of their map.
 
 use object::read::elf::{FileHeader, SectionHeader, Sym};
 use object::{NativeEndian, elf};
@@ -9,7 +10,8 @@ use object::{NativeEndian, elf};
 use crate::btf::encode::{BtfBuilder, BtfFeatures, ObjectFacts, VarFact};
 use crate::btf::{Kind, Linkage};
 use crate::error::ObjectError;
-use crate::object::Object;
+use crate::externs::{self, ExternKind};
+use crate::object::{Object, SHARING};
 use crate::sort::sort;
 
 const E: NativeEndian = NativeEndian;
@@ -56,13 +58,15 @@ impl Object {
         };
         let mut builder = BtfBuilder::copy_of(&btf);
         builder.fill_datasecs(&self.facts()).map_err(fault)?;
-        if self.functions.iter().any(|f| f.hidden) {
+        builder.fill_ksyms();
+        let hidden = self.functions.iter().filter(|f| f.hidden);
+        let mut hidden: Vec<_> = hidden.map(|f| f.name.as_bytes()).collect();
+        if !hidden.is_empty() {
+            sort(&mut hidden, |a, b| a < b);
             for (id, ty) in btf.types() {
-                let hidden = ty.kind() == Kind::FUNC && {
-                    let name = btf.name(ty.name_off());
-                    self.functions.iter().any(|f| f.hidden && f.name == name)
-                };
-                if hidden {
+                if ty.kind() == Kind::FUNC
+                    && hidden.binary_search(&btf.name_bytes(ty.name_off())).is_ok()
+                {
                     builder.set_linkage(id, Linkage::STATIC);
                 }
             }
@@ -83,6 +87,8 @@ impl Object {
         let sections = header.sections(E, data).ok()?;
         let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).ok()?;
         let mut facts = Facts::default();
+        // See `Parser::charge`.
+        let mut left = data.len().saturating_mul(SHARING);
         for section in sections.iter() {
             // Data sections are part of the program; relocations, symbols and
             // BTF itself are not.
@@ -101,11 +107,24 @@ impl Object {
                 continue;
             }
             let name = symbols.symbol_name(E, symbol).ok()?;
+            left = left.checked_sub(name.len())?;
             if let (Ok(name), Ok(offset)) =
                 (std::str::from_utf8(name), u32::try_from(symbol.st_value(E)))
             {
                 let hidden = matches!(symbol.st_visibility(), elf::STV_HIDDEN | elf::STV_INTERNAL);
                 facts.variables.push((name, VarFact { offset, hidden }));
+            }
+        }
+        if let Some(map) = self.config_map().and_then(|at| self.maps().get(at)) {
+            facts.sections.push((externs::KCONFIG, map.value_size));
+            for symbol in self.externs() {
+                if let ExternKind::Config { offset, .. } = symbol.kind {
+                    let fact = VarFact {
+                        offset,
+                        hidden: false,
+                    };
+                    facts.variables.push((&symbol.name, fact));
+                }
             }
         }
         sort(&mut facts.sections, |a, b| a < b);

@@ -12,8 +12,10 @@ use object::read::elf::{FileHeader, Rel, SectionHeader, SectionTable, Sym, Symbo
 use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
-use crate::btf::{Btf, BtfIndex, Kind};
+use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery};
+use crate::cursor::slice_at;
 use crate::error::{ObjectError, machine_name};
+use crate::externs::{self, Constant, Declarations, ExternKind};
 use crate::image::Bytes;
 use crate::maps;
 use crate::section;
@@ -26,6 +28,13 @@ type Symbols<'d> = SymbolTable<'d, Header>;
 
 /// Bytes of an instruction word.
 pub(crate) const INSN_SIZE: usize = 8;
+
+/// Bytes of names and sections that are read, per byte of the file.
+///
+/// Names may end in the same text and sections claim the same bytes: what is
+/// copied or looked through for each of them could grow with the square of the
+/// file. Compilers share hardly anything.
+pub(crate) const SHARING: usize = 16;
 
 /// An eBPF object file, parsed.
 ///
@@ -42,6 +51,8 @@ pub struct Object {
     maps: Vec<MapSpec>,
     variables: Vec<VariableSpec>,
     externs: Vec<ExternSpec>,
+    pub(crate) constants: Vec<Constant>,
+    pub(crate) config_map: Option<usize>,
     data_sections: Vec<DataSection>,
     license: Option<String>,
     kernel_version: Option<u32>,
@@ -117,6 +128,7 @@ enum Role {
     Code,
     Data,
     BtfMaps,
+    LegacyMaps,
     License,
     Version,
     Btf,
@@ -132,6 +144,8 @@ fn role(name: &str, sh_type: u32, flags: u64) -> Role {
         ".BTF" => Role::Btf,
         ".BTF.ext" => Role::BtfExt,
         ".maps" => Role::BtfMaps,
+        "maps" => Role::LegacyMaps,
+        _ if name.starts_with("maps/") => Role::LegacyMaps,
         _ if sh_type == elf::SHT_PROGBITS && flags & u64::from(elf::SHF_EXECINSTR) != 0 => {
             Role::Code
         }
@@ -231,7 +245,8 @@ impl Object {
         Ok(())
     }
 
-    /// Symbols that the object uses and does not define.
+    /// Symbols that the object uses and does not define, and what each stands
+    /// for.
     pub fn externs(&self) -> &[ExternSpec] {
         &self.externs
     }
@@ -284,14 +299,34 @@ struct Parser<'d> {
     data_of: Vec<u32>,
     /// ELF section index of `.maps`.
     btf_maps: Option<usize>,
-    /// Symbols of `.maps`: name and offset.
-    map_symbols: Vec<(&'d str, u64)>,
-    /// BTF-defined maps by their offset in `.maps`, sorted.
+    /// ELF section indices of `maps` and `maps/…`, ascending.
+    legacy_maps: Vec<usize>,
+    /// Symbols of all sections of maps.
+    map_symbols: Vec<MapSymbol<'d>>,
+    /// Declared maps by section and offset, sorted.
     placed_maps: Vec<PlacedMap>,
+    /// Maps that other objects define, by name and index.
+    extern_maps: Vec<(String, u32)>,
+    /// Bytes of names that may still be copied, see [`Parser::name`].
+    names_left: usize,
 }
 
-/// Where a BTF-defined map stands in `.maps`.
+/// Bytes of names that are copied for each byte of the file, at most. Names
+/// are in the file once each, but for section names, which are copied for
+/// each of their programs.
+const NAMES_PER_BYTE: usize = 16;
+
+/// A symbol that names a map.
+struct MapSymbol<'d> {
+    section: usize,
+    offset: u64,
+    size: u64,
+    name: &'d str,
+}
+
+/// Where a declared map stands.
 struct PlacedMap {
+    section: usize,
     offset: u64,
     map: u32,
     /// Offset of the `values` member in the definition.
@@ -369,6 +404,8 @@ impl<'d> Parser<'d> {
                 maps: Vec::new(),
                 variables: Vec::new(),
                 externs: Vec::new(),
+                constants: Vec::new(),
+                config_map: None,
                 data_sections: Vec::new(),
                 license: None,
                 kernel_version: None,
@@ -379,18 +416,26 @@ impl<'d> Parser<'d> {
             code_of: vec![0; count],
             data_of: vec![0; count],
             btf_maps: None,
+            legacy_maps: Vec::new(),
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
+            names_left: data.len().saturating_mul(NAMES_PER_BYTE),
+            extern_maps: Vec::new(),
         })
     }
 
     fn run(mut self) -> Result<Object, ObjectError> {
         self.read_sections()?;
         self.read_symbols()?;
-        self.read_btf_maps()?;
+        let declarations = self.read_btf()?;
+        self.read_legacy_maps()?;
+        sort(&mut self.placed_maps, |a, b| {
+            (a.section, a.offset) < (b.section, b.offset)
+        });
         self.read_relocations()?;
+        self.classify_externs(declarations)?;
         self.fill_slots()?;
-        self.find_programs();
+        self.find_programs()?;
         if self.object.programs.is_empty() && self.object.maps.is_empty() {
             return Err(ObjectError::NothingInside);
         }
@@ -403,6 +448,13 @@ impl<'d> Parser<'d> {
     ) -> Result<&'d str, ObjectError> {
         let name = self.sections.section_name(E, header).map_err(bad)?;
         std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a section name is not UTF-8"))
+    }
+
+    /// A copy of a name. Symbols may share one long name, so that a small file
+    /// could ask for copies without end.
+    fn name(&mut self, name: &str) -> Result<String, ObjectError> {
+        take(&mut self.names_left, name.len())?;
+        Ok(name.to_owned())
     }
 
     /// The file range of a section that has bytes.
@@ -450,8 +502,9 @@ impl<'d> Parser<'d> {
                             ),
                         ));
                     }
+                    let name = self.name(name)?;
                     self.object.codes.push(Code {
-                        name: name.to_owned(),
+                        name,
                         file_range: range,
                     });
                     self.code_of[index] = self.object.codes.len() as u32;
@@ -460,6 +513,11 @@ impl<'d> Parser<'d> {
                 Role::BtfMaps => {
                     self.range(name, header)?;
                     self.btf_maps = Some(index);
+                }
+                Role::LegacyMaps => {
+                    if !self.range(name, header)?.is_empty() {
+                        self.legacy_maps.push(index);
+                    }
                 }
                 Role::License => {
                     let range = self.range(name, header)?;
@@ -510,13 +568,14 @@ impl<'d> Parser<'d> {
             Contents::Object(self.shared(name, range)?)
         };
         let read_only = name.starts_with(".rodata");
+        let owned = self.name(name)?;
         self.data_of[index] = self.object.data_sections.len() as u32 + 1;
         self.object.data_sections.push(DataSection {
             map: self.object.maps.len() as u32,
             size,
         });
         self.object.maps.push(MapSpec {
-            name: name.to_owned(),
+            name: owned,
             map_type: MapType::ARRAY,
             key_size: 4,
             value_size: size,
@@ -550,28 +609,39 @@ impl<'d> Parser<'d> {
     /// Functions of the code sections, variables of the data sections.
     fn read_symbols(&mut self) -> Result<(), ObjectError> {
         for (index, symbol) in self.symbols.enumerate() {
-            let kind = symbol.st_type();
-            if !matches!(kind, elf::STT_FUNC | elf::STT_OBJECT) {
-                continue;
-            }
+            let kind = match symbol.st_type() {
+                // Clang before 9 gave its symbols no type. Labels inside
+                // functions have none either, but are local.
+                elf::STT_NOTYPE if symbol.st_bind() != elf::STB_LOCAL => None,
+                kind @ (elf::STT_FUNC | elf::STT_OBJECT) => Some(kind),
+                _ => continue,
+            };
+            let is = |wanted| kind.is_none_or(|kind| kind == wanted);
             let Some(section) = self.symbol_section(symbol, index)? else {
                 continue;
             };
-            if kind == elf::STT_FUNC
+            if is(elf::STT_FUNC)
                 && let Some(code) = lookup(&self.code_of, section)
             {
                 self.add_function(symbol, code)?;
-            } else if kind == elf::STT_OBJECT
+            } else if is(elf::STT_OBJECT)
                 && let Some(data) = lookup(&self.data_of, section)
             {
                 self.add_variable(symbol, data)?;
-            } else if kind == elf::STT_OBJECT && self.btf_maps == Some(section) {
-                self.map_symbols
-                    .push((self.symbol_name(symbol)?, symbol.st_value(E)));
+            } else if is(elf::STT_OBJECT) && self.holds_maps(section) {
+                self.map_symbols.push(MapSymbol {
+                    section,
+                    offset: symbol.st_value(E),
+                    size: symbol.st_size(E),
+                    name: self.symbol_name(symbol)?,
+                });
             }
         }
-        self.close_functions();
-        Ok(())
+        self.close_functions()
+    }
+
+    fn holds_maps(&self, section: usize) -> bool {
+        self.btf_maps == Some(section) || self.legacy_maps.contains(&section)
     }
 
     fn add_function(
@@ -580,6 +650,7 @@ impl<'d> Parser<'d> {
         code: u32,
     ) -> Result<(), ObjectError> {
         let name = self.symbol_name(symbol)?;
+        let owned = self.name(name)?;
         let section = &self.object.codes[code as usize];
         let total = section.file_range.len() as u64;
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
@@ -590,7 +661,7 @@ impl<'d> Parser<'d> {
             ));
         }
         self.object.functions.push(Function {
-            name: name.to_owned(),
+            name: owned,
             code,
             start: (start / 8) as u32,
             len: (size / 8) as u32,
@@ -607,6 +678,7 @@ impl<'d> Parser<'d> {
         data: u32,
     ) -> Result<(), ObjectError> {
         let name = self.symbol_name(symbol)?;
+        let owned = self.name(name)?;
         let section = &self.object.data_sections[data as usize];
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
         if start > u64::from(section.size) || size > u64::from(section.size) - start {
@@ -622,7 +694,7 @@ impl<'d> Parser<'d> {
             map.flags |= MapFlags::MMAPABLE;
         }
         self.object.variables.push(VariableSpec {
-            name: name.to_owned(),
+            name: owned,
             map: section.map,
             offset: start as u32,
             size: size as u32,
@@ -631,77 +703,190 @@ impl<'d> Parser<'d> {
     }
 
     /// Sorts functions by place and gives those without a size the room up to
-    /// the next one.
-    fn close_functions(&mut self) {
+    /// the next one. Several may be one and the same, but none may reach into
+    /// another: linking copies each, so the copies would outgrow the file.
+    fn close_functions(&mut self) -> Result<(), ObjectError> {
         let functions = &mut self.object.functions;
         // Among names for one place a global one is first, for calls to find.
         let key = |f: &Function| (f.code, f.start, !f.global);
         sort(functions, |a, b| (key(a), &a.name) < (key(b), &b.name));
-        for i in 0..functions.len() {
-            if functions[i].len != 0 {
-                continue;
+        let (mut place, mut end) = ((u32::MAX, 0), 0);
+        for function in functions.iter_mut().rev() {
+            let section = &self.object.codes[function.code as usize];
+            if place != (function.code, function.start) {
+                end = if place.0 == function.code {
+                    place.1
+                } else {
+                    (section.file_range.len() / INSN_SIZE) as u32
+                };
+                place = (function.code, function.start);
             }
-            let (code, start) = (functions[i].code, functions[i].start);
-            let end = functions[i + 1..]
-                .iter()
-                .find(|f| f.code != code || f.start > start)
-                .filter(|f| f.code == code)
-                .map(|f| f.start);
-            let section = &self.object.codes[code as usize];
-            functions[i].len = end.unwrap_or((section.file_range.len() / INSN_SIZE) as u32) - start;
+            let room = end - function.start;
+            if function.len == 0 {
+                function.len = room;
+            }
+            if function.len > room {
+                let what = format!("function {} reaches into the next one", function.name);
+                return Err(ObjectError::malformed_in(&section.name, what));
+            }
         }
+        Ok(())
     }
 
-    fn read_btf_maps(&mut self) -> Result<(), ObjectError> {
+    /// Checks the object's BTF and reads from it the types of data sections,
+    /// the definitions of maps, and where undefined symbols are declared.
+    fn read_btf(&mut self) -> Result<Declarations, ObjectError> {
+        let mut declarations = Declarations::default();
         let Some(btf_bytes) = self.object.btf.clone() else {
             return match self.btf_maps {
                 Some(_) => Err(ObjectError::malformed_in(
                     ".maps",
                     "the section needs BTF, which the object lacks; compile with -g",
                 )),
-                None => Ok(()),
+                None => Ok(declarations),
             };
         };
         let btf = Btf::parse(btf_bytes.as_slice()).map_err(|source| ObjectError::Btf {
             section: ".BTF",
             source,
         })?;
-        for data in &self.object.data_sections {
-            if let Some(map) = self.object.maps.get_mut(data.map as usize)
-                && let Some(id) = btf.find_by_name_kind(&map.name, Kind::DATASEC)
-            {
-                map.value_type_id = id;
-            }
+        // Only data sections have maps so far.
+        let data = &self.object.maps;
+        let mut query = NameQuery::new();
+        let sections = data.iter().map(|map| map.name.as_str());
+        for name in sections.chain([".maps", externs::KCONFIG, externs::KSYMS]) {
+            query.add(name.as_bytes(), KindSet::of(&[Kind::DATASEC]));
         }
-        if self.btf_maps.is_some() {
-            self.place_maps(maps::btf_maps(&btf)?)?;
+        query.finish();
+        let mut hits = Vec::new();
+        btf.find_all(&query, &mut hits);
+        let section = |name: &str| {
+            let position = query.position(name.as_bytes())?;
+            Some(hits.iter().find(|hit| hit.name == position)?.id)
+        };
+        declarations.kconfig = section(externs::KCONFIG);
+        declarations.ksyms = section(externs::KSYMS);
+        let maps = section(".maps");
+        let types: Vec<_> = data.iter().map(|map| section(&map.name)).collect();
+        for (map, id) in self.object.maps.iter_mut().zip(types) {
+            map.value_type_id = id.unwrap_or_default();
+        }
+        if let Some(id) = maps {
+            maps::btf_maps(&btf, id, &mut |definition| self.place_map(definition))?;
         }
         self.object.btf_index = Some(btf.into_index());
+        Ok(declarations)
+    }
+
+    /// Says what every undefined symbol is, and adds the map for the values
+    /// of the kernel's configuration.
+    fn classify_externs(&mut self, declarations: Declarations) -> Result<(), ObjectError> {
+        let bytes = self.object.btf.clone();
+        let index = self.object.btf_index.take();
+        if let (Some(bytes), Some(index)) = (&bytes, &index)
+            && let Ok(btf) = Btf::with_index(bytes.as_slice(), None, index)
+            && let Some(map) = externs::classify(&btf, declarations, &mut self.object.externs)?
+        {
+            self.object.config_map = Some(self.object.maps.len());
+            self.object.maps.push(map);
+        }
+        self.object.btf_index = index;
         Ok(())
     }
 
-    fn place_maps(&mut self, definitions: Vec<maps::Definition>) -> Result<(), ObjectError> {
-        for definition in definitions {
-            // clang leaves the variable's offset in BTF at 0; the symbol has it.
-            let symbol = self
-                .map_symbols
-                .iter()
-                .find(|(name, _)| *name == definition.spec.name);
-            let Some(&(_, offset)) = symbol else {
-                return Err(ObjectError::Map {
-                    map: definition.spec.name,
-                    what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
-                });
-            };
-            self.placed_maps.push(PlacedMap {
-                offset,
-                map: self.object.maps.len() as u32,
-                values: definition.values,
-            });
+    /// Finds the symbol of a map; each symbol is one map's.
+    fn place_map(&mut self, definition: maps::Definition) -> Result<(), ObjectError> {
+        let map = self.object.maps.len() as u32;
+        if definition.spec.external {
+            let name = self.name(&definition.spec.name)?;
+            self.extern_maps.push((name, map));
             self.object.maps.push(definition.spec);
+            return Ok(());
         }
-        sort(&mut self.placed_maps, |a, b| a.offset < b.offset);
+        // clang leaves the variable's offset in BTF at 0; the symbol has it.
+        let symbol = self
+            .map_symbols
+            .iter()
+            .position(|s| Some(s.section) == self.btf_maps && s.name == definition.spec.name);
+        let Some(symbol) = symbol else {
+            return Err(ObjectError::Map {
+                map: definition.spec.name,
+                what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
+            });
+        };
+        let symbol = self.map_symbols.swap_remove(symbol);
+        // The inner map's name derives from it.
+        take(&mut self.names_left, 2 * symbol.name.len())?;
+        self.placed_maps.push(PlacedMap {
+            section: symbol.section,
+            offset: symbol.offset,
+            map,
+            values: definition.values,
+        });
+        self.object.maps.push(definition.spec);
         Ok(())
+    }
+
+    /// Maps defined by words, one for each symbol of `maps` and `maps/…`.
+    fn read_legacy_maps(&mut self) -> Result<(), ObjectError> {
+        let mut symbols = std::mem::take(&mut self.map_symbols);
+        symbols.retain(|s| Some(s.section) != self.btf_maps);
+        sort(&mut symbols, |a, b| {
+            (a.section, a.offset, a.name) < (b.section, b.offset, b.name)
+        });
+        symbols.dedup_by_key(|s| (s.section, s.offset));
+        let mut definitions = Vec::with_capacity(symbols.len());
+        for &section in &self.legacy_maps {
+            let header = self.sections.section(SectionIndex(section)).map_err(bad)?;
+            let section_name = self.section_name(header)?;
+            let bytes = self
+                .data
+                .get(self.range(section_name, header)?)
+                .unwrap_or_default();
+            let mut own = symbols.iter().filter(|s| s.section == section).peekable();
+            if own.peek().is_none() {
+                return Err(ObjectError::malformed_in(
+                    section_name,
+                    "no symbol names the maps in it",
+                ));
+            }
+            while let Some(symbol) = own.next() {
+                // A definition ends with its symbol, or where the next begins.
+                let end = own.peek().map_or(bytes.len() as u64, |next| next.offset);
+                let room = end.saturating_sub(symbol.offset);
+                let size = if symbol.size == 0 { room } else { symbol.size };
+                let definition = usize::try_from(symbol.offset)
+                    .ok()
+                    .zip(usize::try_from(size).ok())
+                    .filter(|_| size <= room)
+                    .and_then(|(at, size)| slice_at(bytes, at, size));
+                let Some(definition) = definition else {
+                    return Err(ObjectError::malformed_in(
+                        section_name,
+                        format!("map {} does not fit its section", symbol.name),
+                    ));
+                };
+                definitions.push(maps::legacy_map(symbol.name, definition)?);
+                self.placed_maps.push(PlacedMap {
+                    section,
+                    offset: symbol.offset,
+                    map: (self.object.maps.len() + definitions.len() - 1) as u32,
+                    values: None,
+                });
+            }
+        }
+        self.object
+            .maps
+            .append(&mut maps::join_legacy(definitions)?);
+        Ok(())
+    }
+
+    /// The declared map that starts at an offset of a section.
+    fn map_at(&self, section: usize, offset: u64) -> Option<u32> {
+        let found = self
+            .placed_maps
+            .binary_search_by_key(&(section, offset), |m| (m.section, m.offset));
+        Some(self.placed_maps.get(found.ok()?)?.map)
     }
 
     /// Resolves the relocations of all code sections.
@@ -764,8 +949,23 @@ impl<'d> Parser<'d> {
                     "refers to a symbol without a name or a section".to_owned(),
                 ));
             }
+            if !insn.is_ld_imm64() && insn.code != insn::CALL {
+                return Err(fault(format!(
+                    "refers to {name} from opcode {:#04x}",
+                    insn.code
+                )));
+            }
+            if insn.is_ld_imm64()
+                && let Some((_, map)) = self.extern_maps.iter().find(|(n, _)| n == name)
+            {
+                return reloc(Target::Map(*map));
+            }
             let weak = symbol.st_bind() == elf::STB_WEAK;
-            return reloc(Target::Extern(self.extern_index(name, weak)));
+            return Ok(Reloc {
+                code,
+                insn: at,
+                target: Target::Extern(self.extern_index(name, weak)?),
+            });
         };
         let value = symbol.st_value(E);
         // What the instruction's immediate adds to the symbol.
@@ -812,36 +1012,36 @@ impl<'d> Parser<'d> {
                 offset: offset as u32,
             });
         }
-        if self.btf_maps == Some(target_section) {
-            let found = byte(insn.imm)
-                .and_then(|o| self.placed_maps.binary_search_by_key(&o, |m| m.offset).ok());
-            let Some(found) = found else {
-                return Err(fault(
-                    "refers to a place in .maps where no map starts".to_owned(),
-                ));
-            };
-            return reloc(Target::Map(self.placed_maps[found].map));
-        }
         let header = self
             .sections
             .section(SectionIndex(target_section))
             .map_err(bad)?;
         let name = self.section_name(header)?;
+        if self.holds_maps(target_section) {
+            return match byte(insn.imm).and_then(|o| self.map_at(target_section, o)) {
+                Some(map) => reloc(Target::Map(map)),
+                None => Err(fault(format!(
+                    "refers to a place in {name} where no map starts"
+                ))),
+            };
+        }
         Err(fault(format!(
             "refers to section {name}, which holds neither code, data nor maps"
         )))
     }
 
-    fn extern_index(&mut self, name: &str, weak: bool) -> u32 {
-        let externs = &mut self.object.externs;
+    fn extern_index(&mut self, name: &str, weak: bool) -> Result<u32, ObjectError> {
+        let externs = &self.object.externs;
         if let Some(found) = externs.iter().position(|e| e.name == name) {
-            return found as u32;
+            return Ok(found as u32);
         }
-        externs.push(ExternSpec {
-            name: name.to_owned(),
+        let name = self.name(name)?;
+        self.object.externs.push(ExternSpec {
+            name,
             weak,
+            kind: ExternKind::Constant,
         });
-        externs.len() as u32 - 1
+        Ok(self.object.externs.len() as u32 - 1)
     }
 
     /// Calls within a section carry no relocation: the assembler has resolved
@@ -940,9 +1140,11 @@ impl<'d> Parser<'d> {
             offset,
             what: what.to_owned(),
         };
-        let next = self.placed_maps.partition_point(|m| m.offset <= offset);
+        let next = self
+            .placed_maps
+            .partition_point(|m| (m.section, m.offset) <= (maps_section, offset));
         let place = next.checked_sub(1).and_then(|i| self.placed_maps.get(i));
-        let Some(place) = place else {
+        let Some(place) = place.filter(|m| m.section == maps_section) else {
             return Err(fault("initialises something before the first map"));
         };
         let slot = place
@@ -955,13 +1157,10 @@ impl<'d> Parser<'d> {
         let index = SymbolIndex(rel.r_sym(E) as usize);
         let symbol = self.symbols.symbol(index).map_err(bad)?;
         let section = self.symbol_section(symbol, index)?;
-        let target = if section == Some(maps_section) {
-            let found = self
-                .placed_maps
-                .binary_search_by_key(&symbol.st_value(E), |m| m.offset);
-            let inner = found
-                .ok()
-                .and_then(|i| self.object.maps.get(self.placed_maps[i].map as usize));
+        let target = if let Some(section) = section.filter(|s| self.holds_maps(*s)) {
+            let inner = self
+                .map_at(section, symbol.st_value(E))
+                .and_then(|i| self.object.maps.get(i as usize));
             Slot::Map(
                 inner
                     .ok_or_else(|| fault("names a map that does not exist"))?
@@ -980,6 +1179,8 @@ impl<'d> Parser<'d> {
         } else {
             return Err(fault("names neither a map nor a program"));
         };
+        let (Slot::Map(name) | Slot::Program(name)) = &target;
+        take(&mut self.names_left, name.len())?;
         if let Some(map) = self.object.maps.get_mut(map as usize) {
             map.slots.push(((slot / 8) as u32, target));
         }
@@ -989,7 +1190,7 @@ impl<'d> Parser<'d> {
     /// Programs are the functions outside `.text` that the object does not
     /// use as subprograms: global ones always, static ones if nothing refers
     /// to them from code.
-    fn find_programs(&mut self) {
+    fn find_programs(&mut self) -> Result<(), ObjectError> {
         let mut called = vec![false; self.object.functions.len()];
         for reloc in &self.object.relocs {
             if let Target::Call(f) | Target::Address(f) = reloc.target
@@ -1004,6 +1205,8 @@ impl<'d> Parser<'d> {
                 continue;
             }
             let kind = section::parse(&section.name);
+            let names = function.name.len() + 2 * section.name.len();
+            take(&mut self.names_left, names)?;
             self.object.programs.push(ProgramSpec {
                 name: function.name.clone(),
                 section: section.name.clone(),
@@ -1016,7 +1219,16 @@ impl<'d> Parser<'d> {
                 function: index as u32,
             });
         }
+        Ok(())
     }
+}
+
+/// Takes the bytes of a name from what may still be copied.
+fn take(left: &mut usize, bytes: usize) -> Result<(), ObjectError> {
+    *left = left.checked_sub(bytes).ok_or_else(|| {
+        ObjectError::malformed("its symbols repeat more names than the file could hold")
+    })?;
+    Ok(())
 }
 
 impl Object {

@@ -4,11 +4,13 @@
 //! always is in order already, so checking comes first and the sort behind it
 //! need not be the fastest. The standard library's takes 5 KiB of code for
 //! each type and order, this one 300 bytes.
+//!
+//! Public for the crate above alone.
 
 /// Sorts `items` so that none stands behind one that it comes `before`. Takes
 /// O(n log n) comparisons at worst, O(n) if nothing is to be done; equal items
 /// may change places.
-pub(crate) fn sort<T>(items: &mut [T], before: impl Fn(&T, &T) -> bool) {
+pub fn sort<T>(items: &mut [T], before: impl Fn(&T, &T) -> bool) {
     if items.is_sorted_by(|a, b| !before(b, a)) {
         return;
     }

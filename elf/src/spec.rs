@@ -3,6 +3,7 @@
 
 use ebpf_manager_sys::abi::bpf::{AttachType, MapFlags, MapType, ProgramFlags, ProgramType};
 
+use crate::externs::ExternKind;
 use crate::image::Bytes;
 
 /// Description of a map, as an object declares it or a caller builds it.
@@ -34,6 +35,9 @@ pub struct MapSpec {
     pub key_type_id: u32,
     /// BTF id of the value type in the object's BTF; 0 for none.
     pub value_type_id: u32,
+    /// Declared `extern`: another object defines the map. It must be replaced
+    /// by a live one, or be pinned already; it is not created.
+    pub external: bool,
     /// Definition of the inner map of a map of maps.
     pub inner: Option<Box<MapSpec>>,
     /// Slots filled right after creation: inner maps and tail-call targets
@@ -97,7 +101,8 @@ impl PartialEq for Contents {
 }
 
 impl MapSpec {
-    /// True for a map that holds global variables (`.data`, `.rodata`, `.bss`).
+    /// True for a map that holds global variables (`.data`, `.rodata`, `.bss`)
+    /// or configuration values (`.kconfig`).
     pub fn is_global_data(&self) -> bool {
         self.name.starts_with('.') && self.map_type == MapType::ARRAY && self.max_entries == 1
     }
@@ -161,4 +166,6 @@ pub struct ExternSpec {
     pub name: String,
     /// True if it may stay unresolved, and then reads as zero.
     pub weak: bool,
+    /// What it stands for.
+    pub kind: ExternKind,
 }

@@ -3,6 +3,7 @@
 mod demo;
 mod event;
 mod format;
+mod inspect;
 mod names;
 mod output;
 mod summary;
@@ -10,6 +11,7 @@ mod trace;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ Usage: ebpf-manager COMMAND [OPTION]...
 
 Commands:
   trace          show processes as they execute files and exit
+  inspect        show what an object file declares
 
 Options:
   -h, --help     show this text, or after a command that command's
@@ -54,12 +57,28 @@ with BTF. Exit status: 0 after tracing, 1 if that was not possible, 2 for a
 wrong command line.
 ";
 
+const INSPECT_HELP: &str = "\
+Shows what an eBPF object file declares: programs, maps, variables, symbols
+that it expects from elsewhere, CO-RE relocations. Needs no privileges.
+
+Usage: ebpf-manager inspect [--json] FILE
+
+Options:
+  --json       write one JSON object
+  -h, --help   show this text
+
+INSNS counts the instructions of a program's own function, LINKED those of all
+functions it needs. Exit status: 0, 1 if the file cannot be used, 2 for a wrong
+command line.
+";
+
 /// What a command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     Show(&'static str),
     Version,
     Trace(trace::Options),
+    Inspect { file: PathBuf, json: bool },
 }
 
 /// Runs the command of this process.
@@ -71,6 +90,7 @@ pub(crate) fn main() -> ExitCode {
             1,
         ),
         Ok(Request::Trace(options)) => (trace::run(&options), 1),
+        Ok(Request::Inspect { file, json }) => (inspect::run(&file, json), 1),
         Err(message) => (Err(message), 2),
     };
     match result {
@@ -106,6 +126,8 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         Some(Value(command)) if command == "trace" => {
             parse_trace(&mut parser).map_err(|err| format!("{err}; see ebpf-manager trace --help"))
         }
+        Some(Value(command)) if command == "inspect" => parse_inspect(&mut parser)
+            .map_err(|err| format!("{err}; see ebpf-manager inspect --help")),
         Some(Value(command)) => Err(general(&format!("no command {}", command.display()))),
         Some(other) => Err(general(&other.unexpected())),
     }
@@ -125,6 +147,20 @@ fn parse_trace(parser: &mut lexopt::Parser) -> Result<Request, String> {
         }
     }
     Ok(Request::Trace(options))
+}
+
+fn parse_inspect(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let (mut json, mut file) = (false, None);
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Show(INSPECT_HELP)),
+            Long("json") => json = true,
+            Value(path) if file.is_none() => file = Some(PathBuf::from(path)),
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    let file = file.ok_or("inspect needs a FILE")?;
+    Ok(Request::Inspect { file, json })
 }
 
 fn time(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, String> {
@@ -219,6 +255,9 @@ mod tests {
             ("trace --duration soon", "500ms"),
             ("trace --json=yes", "--json"),
             ("trace --min-duration 1.5s", "--min-duration"),
+            ("inspect", "FILE"),
+            ("inspect a b", "b"),
+            ("inspect --frob a", "--frob"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.contains(says), "{line:?}: {message}");
@@ -228,7 +267,10 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for line in HELP.lines().chain(TRACE_HELP.lines()) {
+        for line in [HELP, TRACE_HELP, INSPECT_HELP]
+            .iter()
+            .flat_map(|t| t.lines())
+        {
             assert!(line.len() <= 80, "{line}");
         }
     }

@@ -30,6 +30,8 @@ pub mod proc;
 pub mod ringbuf;
 pub mod rtnl;
 pub mod signal;
+#[cfg(test)]
+mod testing;
 pub mod tracefs;
 pub mod tty;
 

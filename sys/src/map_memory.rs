@@ -8,7 +8,8 @@ use crate::Result;
 use crate::abi::bpf::{MapFlags, MapType};
 use crate::bpf::MapFd;
 use crate::errno::{Errno, SysError};
-use crate::mmap::{Access, Mapping, page_size};
+use crate::mmap::{Access, Mapping};
+use crate::proc::page_size;
 
 /// The values of a `BPF_MAP_TYPE_ARRAY` with `BPF_F_MMAPABLE`, mapped: global
 /// variables are read and written without a system call.

@@ -19,13 +19,7 @@ use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 use crate::Result;
 use crate::errno::{Errno, SysError};
-
-/// Bytes of a memory page.
-pub fn page_size() -> usize {
-    // SAFETY: sysconf takes an integer and touches no memory of ours.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).unwrap_or(4096)
-}
+use crate::proc::page_size;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,6 +188,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::require;
     use std::io::Read;
     use std::os::fd::AsFd;
 
@@ -224,14 +219,7 @@ mod tests {
 
     #[test]
     fn kernel_types_are_mapped_without_a_copy() {
-        let map = match map_vmlinux_btf() {
-            Ok(map) => map,
-            Err(err) if err.is(Errno::ENOENT) || err.is(Errno::ENODEV) => {
-                eprintln!("skipped: kernel_types_are_mapped_without_a_copy: {err}");
-                return;
-            }
-            Err(err) => panic!("{err}"),
-        };
+        let map = require!((6, 16), ["CONFIG_DEBUG_INFO_BTF"], map_vmlinux_btf());
         let mut read = Vec::new();
         File::open(VMLINUX_BTF)
             .unwrap()

@@ -550,6 +550,7 @@ pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
 mod tests {
     use super::*;
     use crate::abi::netlink::LinkHeader;
+    use crate::testing::Random;
 
     const OP: &str = "RTM_TEST";
 
@@ -773,25 +774,9 @@ mod tests {
         let payload = result(-1, &message(36, 0, 5, b"body"), &attrs);
         let error = message(message::ERROR, flag::ACK_TLVS, 5, &payload);
         let good = [part.clone(), part, error].concat();
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut next = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed as usize
-        };
-        for _ in 0..50_000 {
-            let mut bytes = good.clone();
-            for _ in 0..=next() % 4 {
-                let at = next() % bytes.len().max(1);
-                match next() % 4 {
-                    0 => bytes.truncate(at),
-                    _ if bytes.is_empty() => {}
-                    1 => bytes[at] = 0xff,
-                    2 => bytes[at] ^= 1 << (next() % 8),
-                    _ => bytes[at] = next() as u8,
-                }
-            }
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        for _ in 0..30_000 {
+            let bytes = random.damaged(&good);
             let (_, out, _) = read(&bytes);
             for message in Messages(out).iter() {
                 for attr in Attrs::new(message.payload) {

@@ -25,9 +25,10 @@ use crate::Result;
 use crate::abi::perf::{AttrFlags, MmapPage, OpenFlags, RecordHeader, record_type};
 use crate::abi::pod::from_bytes;
 use crate::errno::{Errno, SysError};
-use crate::mmap::{Access, Mapping, page_size};
+use crate::mmap::{Access, Mapping};
 use crate::perf::PerfEvent;
-use crate::ringbuf::CorruptRing;
+use crate::proc::page_size;
+use crate::ringbuf::{CorruptRing, Position, ReleaseOnDrop};
 
 const HEADER_SIZE: usize = size_of::<RecordHeader>();
 const HEAD: usize = std::mem::offset_of!(MmapPage, data_head);
@@ -220,21 +221,20 @@ impl Ring {
     {
         let Ring {
             data,
-            tail,
+            tail: position,
             raw_offset,
             scratch,
         } = self;
         let data = &*data;
         let batch = (data.mask + 1) / 4;
         let mut guard = ReleaseOnDrop {
-            data,
-            tail,
+            tail: Tail { data, position },
             read: 0,
         };
         let mut handed = 0;
         loop {
             // Everything read is released here.
-            let start = *guard.tail;
+            let start = *guard.tail.position;
             let available = data.available(start);
             if available > data.mask + 1 {
                 return Err(corrupt(start, RecordHeader::default(), available));
@@ -291,27 +291,18 @@ fn corrupt(position: u64, header: RecordHeader, available: usize) -> CorruptRing
     }
 }
 
-/// Releases what was read, also when the caller's closure panics.
-struct ReleaseOnDrop<'r> {
+/// The tail, ours and the kernel's.
+struct Tail<'r> {
     data: &'r Data,
-    tail: &'r mut u64,
-    /// Bytes read and not released.
-    read: usize,
+    position: &'r mut u64,
 }
 
-impl ReleaseOnDrop<'_> {
-    fn release(&mut self) {
-        if self.read != 0 {
-            *self.tail = self.tail.wrapping_add(self.read as u64);
-            self.data.word(TAIL).store(*self.tail, Ordering::Release);
-            self.read = 0;
-        }
-    }
-}
-
-impl Drop for ReleaseOnDrop<'_> {
-    fn drop(&mut self) {
-        self.release();
+impl Position for Tail<'_> {
+    fn advance(&mut self, bytes: usize) {
+        *self.position = self.position.wrapping_add(bytes as u64);
+        self.data
+            .word(TAIL)
+            .store(*self.position, Ordering::Release);
     }
 }
 

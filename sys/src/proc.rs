@@ -2,8 +2,9 @@
 //! (capabilities, limits, `uname`) that belong with them.
 //!
 //! Small files are read into a caller's buffer, large ones (kallsyms, mount
-//! tables) are visited line by line, so nothing here is kept or cached. Every
-//! text format has a parser that takes bytes and touches no file.
+//! tables) are visited line by line. Nothing is kept but the number of possible
+//! CPUs, which never changes. Every text format has a parser that takes bytes
+//! and touches no file.
 
 use std::ffi::CString;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bitflags::bitflags;
 
@@ -181,15 +183,29 @@ pub(crate) fn whole_decimal(text: &[u8]) -> Option<u64> {
 /// Highest CPU id accepted in a list; the kernel's own limit is 8192 CPUs.
 const MAX_CPU_ID: u64 = 0xffff;
 
-/// Ids of the CPUs that may ever come online, ascending.
-///
-/// Their number is how many values an element of a per-CPU map has. Ids need
-/// not be contiguous: `0,2` is two values, for CPUs 0 and 2.
+/// Number of CPUs that may ever come online, which is how many values an
+/// element of a per-CPU map has. Read once.
 ///
 /// # Errors
 /// Those of [`read_small`]; `EBADMSG` if the text is not a CPU list.
-pub fn possible_cpus() -> Result<Vec<u32>> {
-    read_cpu_list(Path::new("/sys/devices/system/cpu/possible"))
+pub fn possible_cpus() -> Result<usize> {
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    if let Some(&count) = COUNT.get() {
+        return Ok(count);
+    }
+    let path = Path::new("/sys/devices/system/cpu/possible");
+    let count = count_cpus(read_small(path, &mut [0; 4096])?);
+    let count = count.ok_or_else(|| malformed(path))?;
+    Ok(*COUNT.get_or_init(|| count))
+}
+
+/// How many CPUs a list names; `None` if it names none or is none.
+fn count_cpus(text: &[u8]) -> Option<usize> {
+    let mut count = 0;
+    for_each_cpu_range(text, &mut |first, last| {
+        count += (last - first) as usize + 1;
+    })?;
+    (count != 0).then_some(count)
 }
 
 /// Ids of the CPUs that are online now, ascending. CPUs come and go: opening
@@ -198,10 +214,7 @@ pub fn possible_cpus() -> Result<Vec<u32>> {
 /// # Errors
 /// Those of [`read_small`]; `EBADMSG` if the text is not a CPU list.
 pub fn online_cpus() -> Result<Vec<u32>> {
-    read_cpu_list(Path::new("/sys/devices/system/cpu/online"))
-}
-
-fn read_cpu_list(path: &Path) -> Result<Vec<u32>> {
+    let path = Path::new("/sys/devices/system/cpu/online");
     parse_cpu_list(read_small(path, &mut [0; 4096])?).ok_or_else(|| malformed(path))
 }
 
@@ -210,10 +223,17 @@ fn read_cpu_list(path: &Path) -> Result<Vec<u32>> {
 ///
 /// `None` for anything else and for ids above 65535.
 pub fn parse_cpu_list(text: &[u8]) -> Option<Vec<u32>> {
-    let text = text.trim_ascii_end();
     let mut cpus = Vec::new();
+    for_each_cpu_range(text, &mut |first, last| cpus.extend(first..=last))?;
+    Some(cpus)
+}
+
+/// Calls `visit` with the first and last id of each range of a CPU list.
+/// `None` if the text is none; the ranges in front were visited then.
+fn for_each_cpu_range(text: &[u8], visit: &mut dyn FnMut(u32, u32)) -> Option<()> {
+    let text = text.trim_ascii_end();
     if text.is_empty() {
-        return Some(cpus);
+        return Some(());
     }
     let mut next = 0;
     for range in text.split(|&b| b == b',') {
@@ -229,10 +249,10 @@ pub fn parse_cpu_list(text: &[u8]) -> Option<Vec<u32>> {
         if first < next || last < first || last > MAX_CPU_ID {
             return None;
         }
-        cpus.extend(first as u32..=last as u32);
+        visit(first as u32, last as u32);
         next = last + 1;
     }
-    Some(cpus)
+    Some(())
 }
 
 // -------------------------------------------------------- kernel identity
@@ -821,6 +841,7 @@ pub fn parse_lockdown(text: &[u8]) -> Option<Lockdown> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{TempDir, raise_memlock_limit};
 
     fn lines(text: &[u8], chunk: usize) -> Vec<Vec<u8>> {
         struct Chunks<'a>(&'a [u8], usize);
@@ -889,6 +910,8 @@ mod tests {
     fn cpu_lists() {
         let ok = |text: &[u8], cpus: &[u32]| {
             assert_eq!(parse_cpu_list(text).as_deref(), Some(cpus), "{text:?}");
+            let count = Some(cpus.len()).filter(|&n| n != 0);
+            assert_eq!(count_cpus(text), count, "{text:?}");
         };
         ok(b"0\n", &[0]);
         ok(b"0-3,8,10-11\n", &[0, 1, 2, 3, 8, 10, 11]);
@@ -913,15 +936,17 @@ mod tests {
             "1\n2",
         ] {
             assert_eq!(parse_cpu_list(bad.as_bytes()), None, "{bad:?}");
+            assert_eq!(count_cpus(bad.as_bytes()), None, "{bad:?}");
         }
     }
 
     #[test]
     fn cpus_of_this_machine() {
-        let possible = possible_cpus().unwrap();
         let online = online_cpus().unwrap();
         assert!(!online.is_empty());
-        assert!(online.iter().all(|cpu| possible.contains(cpu)));
+        let possible = possible_cpus().unwrap();
+        assert!(online.len() <= possible);
+        assert_eq!(possible_cpus(), Ok(possible));
     }
 
     #[test]
@@ -996,18 +1021,12 @@ mod tests {
         }
     }
 
-    fn temporary(name: &str, content: &[u8]) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("ebpf-manager-{}-{name}", std::process::id()));
-        std::fs::write(&path, content).unwrap();
-        path
-    }
-
     #[test]
     fn hidden_addresses_are_told() {
-        let path = temporary(
-            "hidden",
-            b"0000000000000000 T a\n0000000000000000 t b\t[m]\n",
-        );
+        let dir = TempDir::new();
+        let path = dir.path().join("kallsyms");
+        let hidden = b"0000000000000000 T a\n0000000000000000 t b\t[m]\n";
+        std::fs::write(&path, hidden).unwrap();
         let mut names = Vec::new();
         let scan = for_each_symbol(&path, &mut |s| {
             names.push(s.name.to_vec());
@@ -1022,7 +1041,6 @@ mod tests {
         std::fs::write(&path, b"").unwrap();
         let scan = for_each_symbol(&path, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(scan, SymbolScan::default());
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
@@ -1100,6 +1118,7 @@ mod tests {
 
     #[test]
     fn memlock_round_trip() {
+        raise_memlock_limit();
         let limit = memlock_limit().unwrap();
         set_memlock_limit(limit).unwrap();
         assert_eq!(memlock_limit().unwrap(), limit);
@@ -1113,13 +1132,14 @@ mod tests {
         assert!((0..=2).contains(&kptr_restrict().unwrap()));
         assert!((0..=2).contains(&unprivileged_bpf_disabled().unwrap()));
         assert!(page_size().is_power_of_two());
-        let path = temporary("setting", b"-1\n");
+        let dir = TempDir::new();
+        let path = dir.path().join("setting");
+        std::fs::write(&path, b"-1\n").unwrap();
         assert_eq!(read_setting(&path), Ok(-1));
         for bad in [&b""[..], b"-", b"x", b"1 2", b"9223372036854775808"] {
             std::fs::write(&path, bad).unwrap();
             assert!(read_setting(&path).is_err_and(|e| e.is(Errno::EBADMSG)));
         }
-        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

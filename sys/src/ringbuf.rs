@@ -47,11 +47,10 @@ use crate::Result;
 use crate::abi::bpf::MapType;
 use crate::abi::perf::ringbuf::{BUSY_BIT, DISCARD_BIT, HEADER_SIZE};
 use crate::errno::{Errno, SysError};
-use crate::mmap::{Access, Mapping, page_size};
+use crate::mmap::{Access, Mapping};
+use crate::proc::page_size;
 
 mod claim;
-#[cfg(test)]
-pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod user;
@@ -142,8 +141,8 @@ impl RingBuffer {
     /// - `EINVAL` if it is no ring buffer, or a former reader left a position
     ///   that cannot be one.
     /// - `EOPNOTSUPP` if it was created with a flag that changes the protocol,
-    ///   such as `BPF_F_RB_OVERWRITE` of Linux 6.19, where the kernel
-    ///   overwrites what is being read.
+    ///   such as [`RB_OVERWRITE`](crate::abi::bpf::MapFlags::RB_OVERWRITE),
+    ///   with which the kernel overwrites what is being read.
     /// - `EBUSY` if it has a reader in this process.
     /// - What bpf(2) and mmap(2) say.
     pub fn new(map: BorrowedFd<'_>) -> Result<RingBuffer> {
@@ -338,23 +337,35 @@ impl Tail {
     }
 }
 
-/// Releases what was read, also when the caller's closure panics.
-struct ReleaseOnDrop<'r> {
-    tail: &'r mut Tail,
-    /// Bytes read and not released.
-    read: usize,
+impl Position for &mut Tail {
+    fn advance(&mut self, bytes: usize) {
+        self.release(bytes);
+    }
 }
 
-impl ReleaseOnDrop<'_> {
-    fn release(&mut self) {
+/// Up to where a reader has read, as the kernel is told.
+pub(crate) trait Position {
+    /// Gives the next `bytes` back to whoever writes.
+    fn advance(&mut self, bytes: usize);
+}
+
+/// Releases what was read, also when the caller's closure panics.
+pub(crate) struct ReleaseOnDrop<P: Position> {
+    pub(crate) tail: P,
+    /// Bytes read and not released.
+    pub(crate) read: usize,
+}
+
+impl<P: Position> ReleaseOnDrop<P> {
+    pub(crate) fn release(&mut self) {
         if self.read != 0 {
-            self.tail.release(self.read);
+            self.tail.advance(self.read);
             self.read = 0;
         }
     }
 }
 
-impl Drop for ReleaseOnDrop<'_> {
+impl<P: Position> Drop for ReleaseOnDrop<P> {
     fn drop(&mut self) {
         self.release();
     }

@@ -534,10 +534,9 @@ pub fn parse_filter(payload: &[u8]) -> Option<Filter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::insn::Insn;
-    use crate::abi::pod::{bytes_of, slice_bytes};
-    use crate::fd::own;
-    use std::io::Write;
+    use crate::abi::bpf::ProgramType;
+    use crate::abi::pod::bytes_of;
+    use crate::testing::{Random, load, require, returns};
     use std::os::fd::{AsFd, OwnedFd};
 
     fn attr(kind: u16, data: &[u8]) -> Vec<u8> {
@@ -660,25 +659,10 @@ mod tests {
 
     #[test]
     fn damaged_messages_do_not_panic() {
-        let mut seed = 0x1234_5678_9abc_def1_u64;
-        let mut next = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed as usize
-        };
+        let mut random = Random(0x1234_5678_9abc_def1);
         for good in [link_payload(), filter_payload(1)] {
-            for _ in 0..30_000 {
-                let mut bytes = good.clone();
-                for _ in 0..=next() % 3 {
-                    let at = next() % bytes.len().max(1);
-                    match next() % 3 {
-                        0 => bytes.truncate(at),
-                        _ if bytes.is_empty() => {}
-                        1 => bytes[at] ^= 1 << (next() % 8),
-                        _ => bytes[at] = next() as u8,
-                    }
-                }
+            for _ in 0..20_000 {
+                let bytes = random.damaged(&good);
                 let _ = parse_link(&bytes);
                 let _ = parse_qdisc(&bytes);
                 let _ = parse_filter(&bytes);
@@ -688,25 +672,6 @@ mod tests {
 
     // ------------------------------------------------------- on the kernel
 
-    const SCHED_CLS: u32 = 3;
-    const XDP: u32 = 6;
-
-    /// Loads `return value` as a program of the given type.
-    fn load(kind: u32, value: i32) -> Result<OwnedFd> {
-        let insns = [Insn::mov64_imm(0, value), Insn::exit()];
-        let code = slice_bytes(&insns).as_ptr() as u64;
-        let license = c"GPL".as_ptr() as u64;
-        // prog_type, insn_cnt, insns, license
-        let attr = [u64::from(kind) | 2 << 32, code, license];
-        let size = size_of_val(&attr);
-        let raw = crate::errno::retry_eintr("bpf(BPF_PROG_LOAD)", || {
-            // SAFETY: the kernel reads `size` bytes of `attr`, the
-            // instructions and the licence, which all outlive the call.
-            unsafe { libc::syscall(libc::SYS_bpf, 5, attr.as_ptr(), size) }
-        })?;
-        own("bpf(BPF_PROG_LOAD)", raw)
-    }
-
     /// A namespace of our own with a veth pair in it.
     struct Pair {
         _ns: OwnedFd,
@@ -715,41 +680,22 @@ mod tests {
     }
 
     impl Pair {
-        fn new(test: &str) -> Option<Pair> {
-            let setup = || {
-                let ns = netns::create()?;
-                let mut rtnl = Rtnl::open_in(ns.as_fd())?;
-                rtnl.link_add_veth("left", "right", None)?;
-                let index = rtnl.link_by_name("left")?.index;
-                Ok(Pair {
-                    _ns: ns,
-                    rtnl,
-                    index,
-                })
-            };
-            match setup() {
-                Ok(pair) => Some(pair),
-                Err(e) => skipped(test, &e),
-            }
+        fn new() -> Result<Pair> {
+            let ns = netns::create()?;
+            let mut rtnl = Rtnl::open_in(ns.as_fd())?;
+            rtnl.link_add_veth("left", "right", None)?;
+            let index = rtnl.link_by_name("left")?.index;
+            Ok(Pair {
+                _ns: ns,
+                rtnl,
+                index,
+            })
         }
-    }
-
-    fn skipped<T>(test: &str, why: &SysError) -> Option<T> {
-        let missing = why.errno().is_permission() || why.is(Errno::EOPNOTSUPP);
-        assert!(missing, "{test}: {why}");
-        let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
-        None
-    }
-
-    fn program(test: &str, kind: u32, value: i32) -> Option<OwnedFd> {
-        load(kind, value).map_or_else(|e| skipped(test, &e), Some)
     }
 
     #[test]
     fn veth_life() {
-        let Some(mut pair) = Pair::new("veth_life") else {
-            return;
-        };
+        let mut pair = require!((4, 3), ["CONFIG_VETH"], Pair::new());
         let rtnl = &mut pair.rtnl;
         let left = rtnl.link_by_index(pair.index).unwrap();
         assert_eq!(left.name, "left");
@@ -784,9 +730,7 @@ mod tests {
 
     #[test]
     fn veth_between_namespaces() {
-        let Some(mut pair) = Pair::new("veth_between_namespaces") else {
-            return;
-        };
+        let mut pair = require!((4, 3), ["CONFIG_VETH"], Pair::new());
         let other = netns::create().unwrap();
         pair.rtnl
             .link_add_veth("near", "far", Some(other.as_fd()))
@@ -798,9 +742,7 @@ mod tests {
 
     #[test]
     fn clsact_life() {
-        let Some(mut pair) = Pair::new("clsact_life") else {
-            return;
-        };
+        let mut pair = require!((4, 3), ["CONFIG_VETH"], Pair::new());
         let (rtnl, index) = (&mut pair.rtnl, pair.index);
         let clsact = |rtnl: &mut Rtnl| {
             let all = rtnl.qdiscs(index).unwrap();
@@ -808,7 +750,7 @@ mod tests {
         };
         assert_eq!(clsact(rtnl), None);
         let peer = rtnl.link_by_name("right").unwrap().index;
-        rtnl.clsact_add(peer).unwrap();
+        require!((4, 5), ["CONFIG_NET_CLS_ACT"], rtnl.clsact_add(peer));
         assert_eq!(clsact(rtnl), None);
         rtnl.clsact_add(index).unwrap();
         let qdisc = clsact(rtnl).unwrap();
@@ -828,17 +770,10 @@ mod tests {
 
     #[test]
     fn bpf_filter_life() {
-        let test = "bpf_filter_life";
-        let Some(mut pair) = Pair::new(test) else {
-            return;
-        };
-        let (Some(first), Some(second)) =
-            (program(test, SCHED_CLS, 0), program(test, SCHED_CLS, -1))
-        else {
-            return;
-        };
+        let mut pair = require!((4, 3), ["CONFIG_VETH"], Pair::new());
+        let [first, second] = [0, -1].map(|value| load(ProgramType::SCHED_CLS, &returns(value)));
         let (rtnl, index) = (&mut pair.rtnl, pair.index);
-        rtnl.clsact_add(index).unwrap();
+        require!((4, 5), ["CONFIG_NET_CLS_ACT"], rtnl.clsact_add(index));
         let mut spec = FilterSpec {
             id: FilterId {
                 index,
@@ -851,7 +786,7 @@ mod tests {
             program: first.as_fd(),
             flags: ClsBpfFlags::DIRECT_ACTION,
         };
-        let added = rtnl.filter_add(&spec).unwrap();
+        let added = require!((4, 13), ["CONFIG_NET_CLS_BPF"], rtnl.filter_add(&spec));
         assert_ne!(added.id.priority, 0);
         assert_ne!(added.id.handle, 0);
         assert_ne!(added.program_id, 0);
@@ -908,18 +843,13 @@ mod tests {
 
     #[test]
     fn xdp_life() {
-        let test = "xdp_life";
-        let Some(mut pair) = Pair::new(test) else {
-            return;
-        };
-        let (Some(first), Some(second)) = (program(test, XDP, 2), program(test, XDP, 1)) else {
-            return;
-        };
+        let mut pair = require!((4, 3), ["CONFIG_VETH"], Pair::new());
+        let [first, second] = [2, 1].map(|value| load(ProgramType::XDP, &returns(value)));
         let (rtnl, index) = (&mut pair.rtnl, pair.index);
         let (first, second) = (Some(first.as_fd()), Some(second.as_fd()));
         let state = |rtnl: &mut Rtnl| rtnl.link_by_index(index).unwrap().xdp;
-        rtnl.xdp_set(index, first, XdpFlags::DRV_MODE, None)
-            .unwrap();
+        let set = rtnl.xdp_set(index, first, XdpFlags::DRV_MODE, None);
+        require!((4, 19), set);
         let driver = state(rtnl);
         assert_eq!(driver.mode, XdpMode::DRV);
         assert!(driver.drv != 0 && driver.skb == 0 && driver.hw == 0);
@@ -930,8 +860,8 @@ mod tests {
         // Replacing needs the program that is there.
         let wrong = rtnl.xdp_set(index, second, XdpFlags::DRV_MODE, second);
         assert!(wrong.is_err_and(|e| e.is(Errno::EEXIST)));
-        rtnl.xdp_set(index, second, XdpFlags::DRV_MODE, first)
-            .unwrap();
+        let replace = rtnl.xdp_set(index, second, XdpFlags::DRV_MODE, first);
+        require!((5, 7), replace);
         let replaced = state(rtnl);
         assert!(replaced.drv != 0 && replaced.drv != driver.drv);
         rtnl.xdp_set(index, None, XdpFlags::DRV_MODE, second)

@@ -627,23 +627,19 @@ fn parse_field(text: &[u8]) -> Option<EventField> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use crate::testing::{NO_LOCKDOWN, Random, TempDir, require, with_mounted};
 
-    fn skipped(test: &str, reason: &str) {
-        let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+    /// Runs `test` with a tracefs that nobody else sees mounted.
+    fn with_tracefs(test: impl FnOnce(&Tracefs) + Send) {
+        with_mounted("tracefs", |root| test(&Tracefs::at(root)));
     }
 
-    /// The tracefs of this machine; mounted, for good, if it was not.
-    fn tracefs(test: &str) -> Option<&'static Tracefs> {
-        if Tracefs::find().is_err() {
-            let _ = crate::proc::mount_fs("tracefs", Path::new("/sys/kernel/tracing"));
-        }
+    #[test]
+    fn the_mounted_tracefs_is_found() {
+        let mounted = mounts_of("tracefs").unwrap();
         match Tracefs::find() {
-            Ok(tracefs) => Some(tracefs),
-            Err(e) => {
-                skipped(test, &e.to_string());
-                None
-            }
+            Ok(found) => assert_eq!(fs_magic(found.root()), Ok(TRACEFS_MAGIC)),
+            Err(err) => assert!(mounted.is_empty() && err.is(Errno::ENOENT), "{err}"),
         }
     }
 
@@ -834,25 +830,9 @@ print fmt: \"field:x\"
         ] {
             assert_eq!(EventFormat::parse(bad), None, "{bad:?}");
         }
-        // xorshift, so that a failure repeats.
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut next = move || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed as usize
-        };
-        for _ in 0..20_000 {
-            let mut text = FORMAT.to_vec();
-            for _ in 0..=next() % 4 {
-                let at = next() % text.len().max(1);
-                match next() % 3 {
-                    _ if text.is_empty() => text.push(next() as u8),
-                    0 => text[at] = next() as u8,
-                    1 => drop(text.remove(at)),
-                    _ => text.truncate(at + 1),
-                }
-            }
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        for _ in 0..5_000 {
+            let text = random.damaged(FORMAT);
             let _ = EventFormat::parse(&text);
             for line in text.split(|&b| b == b'\n') {
                 let _ = parse_probe(line);
@@ -883,11 +863,9 @@ print fmt: \"field:x\"
     #[test]
     fn commands_are_appended() {
         // On tracefs, truncating would remove everybody's events.
-        let root =
-            std::env::temp_dir().join(format!("ebpf-manager-{}-tracefs", std::process::id()));
-        std::fs::create_dir(&root).unwrap();
-        let tracefs = Tracefs::at(&root);
-        let file = root.join(ProbeFile::Uprobe.name());
+        let dir = TempDir::new();
+        let tracefs = Tracefs::at(dir.path());
+        let file = dir.path().join(ProbeFile::Uprobe.name());
         std::fs::write(&file, "p:theirs/x /bin/true:0x10\n").unwrap();
         tracefs
             .remove_probe(ProbeFile::Uprobe, "ours", "y")
@@ -900,47 +878,42 @@ print fmt: \"field:x\"
                 ControlFlow::Continue(())
             })
             .unwrap();
-        std::fs::remove_dir_all(&root).unwrap();
         assert_eq!(content, "p:theirs/x /bin/true:0x10\n-:ours/y");
         assert_eq!(seen, [("theirs".to_owned(), "x".to_owned())]);
     }
 
     #[test]
     fn tracepoint_of_this_kernel() {
-        let Some(tracefs) = tracefs("tracepoint_of_this_kernel") else {
-            return;
-        };
-        let (category, name) = ("sched", "sched_process_exec");
-        let id = tracefs.event_id(category, name).unwrap();
-        let format = tracefs.event_format(category, name).unwrap();
-        assert_eq!((format.id, format.name.as_str()), (id, name));
-        let filename = format.field("filename").unwrap();
-        assert_eq!(filename.data, DataLocation::Record);
-        assert_eq!((filename.offset, filename.size), (8, 4));
-        assert!(format.field("pid").unwrap().signed);
-        tracefs.event_enabled(category, name).unwrap();
-        let err = tracefs.event_id(category, "nothing").unwrap_err();
-        assert!(err.is(Errno::ENOENT), "{err}");
+        with_tracefs(|tracefs| {
+            let (category, name) = ("sched", "sched_process_exec");
+            let id = tracefs.event_id(category, name).unwrap();
+            let format = tracefs.event_format(category, name).unwrap();
+            assert_eq!((format.id, format.name.as_str()), (id, name));
+            let filename = format.field("filename").unwrap();
+            assert_eq!(filename.data, DataLocation::Record);
+            assert_eq!((filename.offset, filename.size), (8, 4));
+            assert!(format.field("pid").unwrap().signed);
+            tracefs.event_enabled(category, name).unwrap();
+            let err = tracefs.event_id(category, "nothing").unwrap_err();
+            assert!(err.is(Errno::ENOENT), "{err}");
+        });
     }
 
     #[test]
     fn functions_of_this_kernel() {
-        let Some(tracefs) = tracefs("functions_of_this_kernel") else {
-            return;
-        };
-        let mut found = false;
-        let result = tracefs.for_each_function(&mut |function| {
-            found = function.name == b"vfs_read";
-            if found {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+        with_tracefs(|tracefs| {
+            let mut found = false;
+            let result = tracefs.for_each_function(&mut |function| {
+                found = function.name == b"vfs_read";
+                if found {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            require!((4, 1), ["CONFIG_DYNAMIC_FTRACE", NO_LOCKDOWN], result);
+            assert!(found);
         });
-        match result {
-            Ok(()) => assert!(found),
-            Err(e) => skipped("functions_of_this_kernel", &e.to_string()),
-        }
     }
 
     fn listed(tracefs: &Tracefs, name: &str) -> Option<(ProbeKind, String, Vec<u8>)> {
@@ -959,13 +932,10 @@ print fmt: \"field:x\"
 
     #[test]
     fn uprobe_event_life() {
-        let test = "uprobe_event_life";
-        let Some(tracefs) = tracefs(test) else {
-            return;
-        };
-        if !tracefs.has(ProbeFile::Uprobe) {
-            return skipped(test, "no uprobe_events");
-        }
+        with_tracefs(life_of_a_uprobe_event);
+    }
+
+    fn life_of_a_uprobe_event(tracefs: &Tracefs) {
         let exe = std::env::current_exe().unwrap();
         let name = event_name("sys_test", &format!("_{}", std::process::id()));
         let group = "ebpf_manager_test";
@@ -979,10 +949,9 @@ print fmt: \"field:x\"
                 ref_counter: None,
             },
         };
-        match tracefs.add_probe(&spec) {
-            Err(e) if e.errno().is_permission() => return skipped(test, &e.to_string()),
-            result => result.unwrap(),
-        }
+        let added = tracefs.add_probe(&spec);
+        require!((4, 1), ["CONFIG_UPROBE_EVENTS"], added);
+        assert!(tracefs.has(ProbeFile::Uprobe));
         let seen = listed(tracefs, &name);
         let id = tracefs.event_id(group, &name);
         tracefs

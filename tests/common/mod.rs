@@ -13,7 +13,11 @@
 //!     ...
 //! }
 //! ```
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test binary uses its own part of this"
+)]
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -28,13 +32,17 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use ebpf_manager_sys::mntns;
 use ebpf_manager_sys::netns;
 use ebpf_manager_sys::rtnl::Rtnl;
 
 mod leak;
 mod objects;
+mod programs;
 
+#[allow(unused_imports, reason = "see above")]
 pub(crate) use leak::LeakCheck;
+pub(crate) use programs::{check, load, load_alone, map, object, run};
 
 /// Something a test needs from the kernel, and since when every kernel has it.
 ///
@@ -71,6 +79,7 @@ impl Feature {
     }
 
     /// Needs a file system of this type to be mounted.
+    #[must_use]
     pub(crate) const fn mounted(mut self, fstype: &'static str) -> Feature {
         self.mount = Some(fstype);
         self
@@ -125,7 +134,7 @@ impl Feature {
         if let Some(option) = self.config.iter().find(|o| built_with(o) == Some(false)) {
             return Some(format!("{} needs {option}", self.name));
         }
-        if let Some(fstype) = self.mount.filter(|fstype| mount_of(fstype).is_none()) {
+        if let Some(fstype) = self.mount.filter(|fstype| !mounted(fstype)) {
             return Some(format!("{} needs a mounted {fstype}", self.name));
         }
         if self.lockdown && locked_down() {
@@ -299,9 +308,21 @@ pub(crate) fn locked_down() -> bool {
     })
 }
 
-/// Where a file system of this type is mounted; of several, the first.
+/// True if a file system of this type is mounted. Where it is not, the calling
+/// test gets a view of its own with it: the machine stays as it was.
+fn mounted(fstype: &str) -> bool {
+    let target = match fstype {
+        "tracefs" => "/sys/kernel/tracing",
+        "bpf" => "/sys/fs/bpf",
+        _ => return mount_of(fstype).is_some(),
+    };
+    mount_of(fstype).is_some() || mntns::mount_privately(fstype, Path::new(target)).is_ok()
+}
+
+/// Where the calling thread sees a file system of this type; of several, the
+/// first.
 pub(crate) fn mount_of(fstype: &str) -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mounts = std::fs::read_to_string("/proc/thread-self/mounts").ok()?;
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let path = fields.next()?;

@@ -97,7 +97,7 @@ fn declaring_twice_is_refused() {
 /// A required probe that cannot be attached, behind others that can.
 #[test]
 fn failed_start_detaches_what_it_attached() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -151,7 +151,7 @@ fn failed_start_detaches_what_it_attached() {
 
 #[test]
 fn optional_probe_says_why_it_is_not_there() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -198,7 +198,7 @@ fn optional_probe_says_why_it_is_not_there() {
 /// The generator's programs are of a type that has no hook of its own.
 #[test]
 fn probe_without_a_hook_is_refused() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -221,7 +221,7 @@ fn probe_without_a_hook_is_refused() {
 
 #[test]
 fn failed_init_leaves_nothing_and_may_be_repeated() {
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();
@@ -252,7 +252,7 @@ fn running_out_of_descriptors_undoes_every_step() {
     if std::env::var_os(ROLE).is_some() {
         return run_out_of_descriptors();
     }
-    if !require(&RING_BUFFER) {
+    if !require(&HOOKS) {
         return;
     }
     let _leaks = LeakCheck::begin();

@@ -35,6 +35,17 @@ typedef long long __s64;
 #define __type(name, type) typeof(type) *name
 #define __array(name, type) typeof(type) *name[]
 
+/*
+ * Symbols defined elsewhere: values of the kernel's configuration, functions
+ * and variables of the kernel, and numbers that the loader fills in.
+ */
+#define __kconfig __attribute__((section(".kconfig")))
+#define __ksym __attribute__((section(".ksyms")))
+#define LOAD_CONSTANT(name, variable)                                          \
+	asm("%0 = " name " ll" : "=r"(variable))
+
+enum libbpf_tristate { TRI_NO = 0, TRI_YES = 1, TRI_MODULE = 2 };
+
 /* Both licences; the kernel counts this string as compatible with the GPL. */
 #define LICENSE char _license[] SEC("license") = "Dual MIT/GPL"
 
@@ -127,6 +138,7 @@ HELPER(131, void *, bpf_ringbuf_reserve, void *ring, __u64 size, __u64 flags);
 HELPER(132, void, bpf_ringbuf_submit, void *record, __u64 flags);
 HELPER(133, void, bpf_ringbuf_discard, void *record, __u64 flags);
 HELPER(134, __u64, bpf_ringbuf_query, void *ring, __u64 what);
+HELPER(154, void *, bpf_this_cpu_ptr, const void *variable);
 /* Linux 5.13 and 5.17. */
 HELPER(164, long, bpf_for_each_map_elem, void *map, void *callback, void *state,
        __u64 flags);

@@ -5,10 +5,12 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::parse::{BtfError, BtfProblem, MAGIC};
 use super::{Btf, TypeId};
 use crate::cursor::{slice_at, u16_at, u32_at, words_at};
+use crate::sort::sort;
 
 /// `struct bpf_func_info` as it stands in an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,14 +204,11 @@ impl<'a> Table<'a> {
             let Some(records) = records else {
                 return fail(P::Truncated, offset + 4);
             };
-            let sorted = records
-                .chunks_exact(record_size as usize)
-                .is_sorted_by_key(|record| u32_at(record, 0));
             blocks.push(Block {
                 section: btf.name(name_off),
                 record_size,
                 records,
-                sorted,
+                order: order(records, record_size as usize),
             });
             offset += 8 + records.len();
         }
@@ -244,13 +243,27 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Numbers of the records in the order of their instructions; `None` if that
+/// is how they stand.
+fn order(records: &[u8], size: usize) -> Option<Arc<[u32]>> {
+    let records = records.chunks_exact(size);
+    let insn = |record: &[u8]| u32_at(record, 0);
+    if records.clone().is_sorted_by_key(insn) {
+        return None;
+    }
+    let mut places: Vec<_> = records.map(insn).zip(0..).collect();
+    sort(&mut places, |a, b| a < b);
+    Some(places.into_iter().map(|(_, nth)| nth).collect())
+}
+
 /// The records of one ELF section.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Block<'a> {
     section: &'a str,
     record_size: u32,
     records: &'a [u8],
-    sorted: bool,
+    /// See [`order`].
+    order: Option<Arc<[u32]>>,
 }
 
 impl<'a> Block<'a> {
@@ -300,33 +313,41 @@ impl<'a> Block<'a> {
     }
 
     /// Records whose instruction is in `insns` (numbers of instructions, not
-    /// bytes). Compilers write records in order, so this is a binary search
-    /// and a borrow; records out of order are looked through and copied.
+    /// bytes), in that order. Compilers write records in order, so this is a
+    /// binary search and a borrow; records out of order are copied.
     pub fn records_in(&self, insns: Range<u32>) -> Cow<'a, [u8]> {
         let bytes = insns.start as u64 * 8..insns.end as u64 * 8;
-        let offset = |record: &[u8]| u32_at(record, 0).unwrap_or(u32::MAX) as u64;
-        if !self.sorted {
-            let mut found = Vec::new();
-            for record in self.records().filter(|r| bytes.contains(&offset(r))) {
-                found.extend_from_slice(record);
-            }
-            return Cow::Owned(found);
+        let first = self.records_before(bytes.start);
+        let end = self.records_before(bytes.end);
+        let Some(order) = &self.order else {
+            let size = self.record_size as usize;
+            return Cow::Borrowed(self.records.get(first * size..end * size).unwrap_or(&[]));
+        };
+        let mut found = Vec::new();
+        for &nth in order.get(first..end).unwrap_or_default() {
+            found.extend_from_slice(self.record(nth as usize));
         }
-        let first = self.position(|record| offset(record) < bytes.start);
-        let end = self.position(|record| offset(record) < bytes.end);
-        let size = self.record_size as usize;
-        Cow::Borrowed(self.records.get(first * size..end * size).unwrap_or(&[]))
+        Cow::Owned(found)
     }
 
-    /// Number of leading records for which `before` holds.
-    fn position(&self, before: impl Fn(&[u8]) -> bool) -> usize {
+    fn record(&self, nth: usize) -> &'a [u8] {
         let size = self.record_size as usize;
+        slice_at(self.records, nth * size, size).unwrap_or_default()
+    }
+
+    /// Number of records before a byte of the section.
+    fn records_before(&self, byte: u64) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
-            match slice_at(self.records, middle * size, size) {
-                Some(record) if before(record) => low = middle + 1,
-                _ => high = middle,
+            let nth = match &self.order {
+                Some(order) => order.get(middle).copied().unwrap_or_default() as usize,
+                None => middle,
+            };
+            if u32_at(self.record(nth), 0).is_some_and(|at| u64::from(at) < byte) {
+                low = middle + 1;
+            } else {
+                high = middle;
             }
         }
         low
@@ -387,8 +408,9 @@ mod tests {
         assert_eq!(ids("xdp", 0..u32::MAX), (vec![1, 2, 3], true));
         assert_eq!(ids("xdp", 6..9), (vec![], true));
         assert_eq!(ids("none", 0..9), (vec![], true));
-        // Out of order: looked through, in the file's order.
+        // Out of order: sorted.
         assert_eq!(ids(".text", 0..2), (vec![5, 6], false));
+        assert_eq!(ids(".text", 1..4), (vec![6, 4], false));
         let block = table.section(".text").unwrap();
         assert_eq!((block.len(), block.section()), (3, ".text"));
         assert_eq!(

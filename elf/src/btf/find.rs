@@ -2,7 +2,7 @@
 
 use super::Btf;
 use super::types::{Kind, KindSet, TypeId};
-use crate::cursor::c_str_at;
+use crate::cursor::name_at;
 use crate::sort::sort;
 
 /// Bits of the filter.
@@ -155,7 +155,7 @@ impl<'n> NameQuery<'n> {
 
     #[cold]
     fn compare(&self, strings: &[u8], id: TypeId, kind: Kind, hits: &mut Vec<NameHit>) {
-        let Some(name) = c_str_at(strings, 0) else {
+        let Some(name) = name_at(strings, 0) else {
             return;
         };
         let essential = essential_name(name);

@@ -23,13 +23,13 @@ pub use types::{
     Array, Enumerator, IntEncoding, Kind, KindSet, Linkage, Member, Param, SecVar, Type, TypeId,
 };
 
-use crate::cursor::{c_str_at, words_at};
+use crate::cursor::{name_at, words_at};
 use parse::INDEX_SHIFT;
 pub(crate) use types::{TYPE_HEADER_SIZE, info_kind, info_vlen};
 
 /// References followed before a chain of typedefs and modifiers counts as a
 /// cycle.
-const MAX_CHAIN: u32 = 256;
+const MAX_CHAIN: u32 = 64;
 
 /// Nested types entered before alignment is given up, as in libbpf.
 const MAX_DEPTH: u32 = 32;
@@ -249,13 +249,14 @@ impl<'a> Btf<'a> {
             .unwrap_or_default()
     }
 
-    /// The string at `offset` as bytes; empty if there is none.
+    /// The string at `offset` as bytes, of which names have at most 511; empty
+    /// if there is none, cut off after 4096.
     pub fn name_bytes(&self, offset: u32) -> &'a [u8] {
-        c_str_at(self.strings_from(offset), 0).unwrap_or_default()
+        name_at(self.strings_from(offset), 0).unwrap_or_default()
     }
 
     /// The string at `offset`, up to the first byte that is not UTF-8; empty
-    /// if there is none.
+    /// if there is none, cut off after 4096 bytes.
     pub fn name(&self, offset: u32) -> &'a str {
         utf8_prefix(self.name_bytes(offset))
     }

@@ -17,14 +17,27 @@ const MAX_DEPTH: u32 = 32;
 /// work, since types can share members; real kernels need some ten thousand.
 pub(super) const BUDGET: u32 = 1 << 20;
 
+/// Steps allowed for all relocations of an object: about a second. Large
+/// objects need some million.
+pub(super) const TOTAL: u32 = 1 << 26;
+
+/// Steps that finding out a type counts for.
+const TYPE: u32 = 16;
+
 /// What is left of it.
 #[derive(Debug)]
 pub(super) struct Budget(pub(super) u32);
 
 impl Budget {
-    fn spend(&mut self) -> Result<(), CoreProblem> {
-        self.0 = self.0.checked_sub(1).ok_or(CoreProblem::TooComplex)?;
-        Ok(())
+    pub(super) fn spend(&mut self, steps: u32) -> Result<(), CoreProblem> {
+        let left = self.0.checked_sub(steps);
+        self.0 = left.unwrap_or_default();
+        left.map(|_| ()).ok_or(CoreProblem::TooComplex)
+    }
+
+    /// For a comparison with a name.
+    fn spend_name(&mut self, name: &[u8]) -> Result<(), CoreProblem> {
+        self.spend(1 + name.len() as u32 / 64)
     }
 }
 
@@ -89,6 +102,20 @@ pub(super) fn matches(
     Ok(true)
 }
 
+/// Whether the types are compatible, roots included.
+pub(super) fn types_compatible(
+    local_btf: &Btf<'_>,
+    local: TypeId,
+    target_btf: &Btf<'_>,
+    target: TypeId,
+) -> Result<bool, CoreProblem> {
+    let pair = Pair {
+        local: local_btf,
+        target: target_btf,
+    };
+    pair.types_compatible(local, target, MAX_DEPTH, &mut Budget(BUDGET))
+}
+
 /// The two sides of a comparison.
 #[derive(Clone, Copy)]
 struct Pair<'b, 'a> {
@@ -110,15 +137,21 @@ impl<'a> Pair<'_, 'a> {
     }
 
     /// Equal names, flavours aside.
-    fn same_name(&self, local: u32, target: u32) -> bool {
-        self.is_named(target, essential_name(self.local.name_bytes(local)))
+    fn same_name(&self, local: u32, target: u32, budget: &mut Budget) -> Result<bool, CoreProblem> {
+        let name = essential_name(self.local.name_bytes(local));
+        self.is_named(target, name, budget)
     }
 
     /// Whether a name of the target is `name` once its flavour is taken off.
-    fn is_named(&self, target: u32, name: &[u8]) -> bool {
+    fn is_named(&self, target: u32, name: &[u8], budget: &mut Budget) -> Result<bool, CoreProblem> {
+        budget.spend_name(name)?;
         // Most names differ early, long before their ends are found.
-        self.target.strings_from(target).starts_with(name)
-            && essential_name(self.target.name_bytes(target)) == name
+        if !self.target.strings_from(target).starts_with(name) {
+            return Ok(false);
+        }
+        let whole = self.target.name_bytes(target);
+        budget.spend(whole.len() as u32 / 16)?;
+        Ok(essential_name(whole) == name)
     }
 
     /// Finds the named member that `accessor` stands for in the struct `ty`
@@ -155,7 +188,7 @@ impl<'a> Pair<'_, 'a> {
         let (steps, accessors, bit_offset) = (to.steps, to.accessors.len(), to.bit_offset);
         let mut index = 0;
         while let Some(member) = ty.member(index) {
-            budget.spend()?;
+            budget.spend_name(name)?;
             let name_off = member.name_off;
             let text = self.target.strings_from(name_off);
             let rest = text.strip_prefix(name);
@@ -243,8 +276,7 @@ impl<'a> Pair<'_, 'a> {
             .ok_or(CoreProblem::BadType)?;
         let name = essential_name(self.local.name_bytes(accessor.name_off));
         for (index, value) in (0..).zip(ty.enumerators()) {
-            budget.spend()?;
-            if self.is_named(value.name_off, name) {
+            if self.is_named(value.name_off, name, budget)? {
                 to.step()?;
                 to.accessors.push(Accessor {
                     type_id,
@@ -273,7 +305,7 @@ impl<'a> Pair<'_, 'a> {
             return Ok(false);
         }
         for _ in 0..MAX_DEPTH {
-            budget.spend()?;
+            budget.spend(TYPE)?;
             let ((_, local), (_, target)) = self.skip(local_id, target_id)?;
             if !kinds_compatible(&local, &target) {
                 return Ok(false);
@@ -325,9 +357,9 @@ impl<'a> Pair<'_, 'a> {
         let (mut local_id, mut target_id) = (local, target);
         let mut behind_pointer = behind_pointer;
         for _ in 0..MAX_DEPTH {
-            budget.spend()?;
+            budget.spend(TYPE)?;
             let ((_, local), (_, target)) = self.skip(local_id, target_id)?;
-            if !self.same_name(local.name_off(), target.name_off()) {
+            if !self.same_name(local.name_off(), target.name_off(), budget)? {
                 return Ok(false);
             }
             let (kind, target_kind) = (local.kind(), target.kind());
@@ -405,8 +437,7 @@ impl<'a> Pair<'_, 'a> {
             let name = essential_name(self.local.name_bytes(value.name_off));
             let mut found = false;
             for other in target.enumerators() {
-                budget.spend()?;
-                found = self.is_named(other.name_off, name);
+                found = self.is_named(other.name_off, name, budget)?;
                 if found {
                     break;
                 }
@@ -432,8 +463,7 @@ impl<'a> Pair<'_, 'a> {
             let name = essential_name(self.local.name_bytes(member.name_off));
             let mut found = false;
             for other in target.members() {
-                budget.spend()?;
-                found = self.is_named(other.name_off, name)
+                found = self.is_named(other.name_off, name, budget)?
                     && self.types_match(member.type_id, other.type_id, false, level - 1, budget)?;
                 if found {
                     break;

@@ -327,10 +327,13 @@ pub struct Resolver<'a> {
     local: &'a Btf<'a>,
     query: &'a NameQuery<'a>,
     targets: Vec<Target<'a>>,
-    /// Sorted by `local_id`.
     roots: Vec<Root>,
+    /// By type of the object: position in `roots` plus one, 0 for none.
+    root_of: Vec<u32>,
     /// Steps of work allowed per relocation.
     budget: u32,
+    /// Steps of work left for all of them.
+    left: u32,
     // Room kept between relocations.
     local_spec: Spec,
     target_spec: Spec,
@@ -346,7 +349,6 @@ struct Target<'a> {
 /// What is known about a type that relocations start from.
 #[derive(Debug)]
 struct Root {
-    local_id: TypeId,
     /// Number of the target, and type in it. Those that failed where others
     /// matched are dropped for the relocations that follow, as in libbpf.
     candidates: Vec<(usize, TypeId)>,
@@ -358,6 +360,12 @@ struct Root {
 /// for the same few fields.
 const ANSWERS: usize = 64;
 
+/// Types of one name looked at: kernels have a few dozen.
+const MAX_CANDIDATES: usize = 1024;
+
+/// Steps that a candidate counts for, besides those of comparing it.
+const CANDIDATE: u32 = 32;
+
 impl<'a> Resolver<'a> {
     /// For the object whose BTF is `local`. `query` must hold its roots and be
     /// finished.
@@ -367,7 +375,9 @@ impl<'a> Resolver<'a> {
             query,
             targets: Vec::new(),
             roots: Vec::new(),
+            root_of: Vec::new(),
             budget: matching::BUDGET,
+            left: matching::TOTAL,
             local_spec: Spec::default(),
             target_spec: Spec::default(),
         }
@@ -385,67 +395,76 @@ impl<'a> Resolver<'a> {
     /// starts from, so that modules are worth looking at.
     pub fn needs_modules(&self, mut relos: impl Iterator<Item = CoreRelo>) -> bool {
         relos.any(|relo| {
-            let mut candidates = Vec::new();
-            if let (Some(first), Some(ty)) = (self.targets.first(), self.local.get(relo.type_id)) {
+            let first = self.targets.first().zip(self.local.get(relo.type_id));
+            let found = first.is_some_and(|(first, ty)| {
                 let name = essential_name(self.local.name_bytes(ty.name_off()));
-                self.add_candidates(0, first, name, ty.kind(), &mut candidates);
-            }
-            relo.kind != ReloKind::TYPE_ID_LOCAL.0 && candidates.is_empty()
+                self.candidates(first, name, ty.kind()).next().is_some()
+            });
+            relo.kind != ReloKind::TYPE_ID_LOCAL.0 && !found
         })
     }
 
-    fn add_candidates(
+    /// Types of a target that may stand for one of this name and kind.
+    fn candidates<'t>(
         &self,
-        nth: usize,
-        target: &Target<'a>,
+        target: &'t Target<'a>,
         name: &[u8],
         kind: Kind,
-        to: &mut Vec<(usize, TypeId)>,
-    ) {
-        let Some(name) = self.query.position(name) else {
-            return;
+    ) -> impl Iterator<Item = TypeId> + use<'t, 'a> {
+        let hits = match self.query.position(name) {
+            Some(name) => {
+                let first = target.hits.partition_point(|hit| hit.name < name);
+                let end = target.hits.partition_point(|hit| hit.name <= name);
+                target.hits.get(first..end).unwrap_or_default()
+            }
+            None => &[],
         };
         let kinds = compatible_kinds(kind);
-        let first = target.hits.partition_point(|hit| hit.name < name);
-        let hits = target.hits.get(first..).unwrap_or_default();
-        for hit in hits.iter().take_while(|hit| hit.name == name) {
-            if target
-                .btf
-                .get(hit.id)
-                .is_some_and(|ty| kinds.contains(ty.kind()))
-            {
-                to.push((nth, hit.id));
-            }
-        }
+        hits.iter()
+            .take(MAX_CANDIDATES)
+            .map(|hit| hit.id)
+            .filter(move |&id| {
+                target
+                    .btf
+                    .get(id)
+                    .is_some_and(|ty| kinds.contains(ty.kind()))
+            })
     }
 
     /// Position in `roots` of the root with this id, made if it is new.
-    fn root(&mut self, local_id: TypeId, name: &[u8], kind: Kind) -> usize {
-        match self
-            .roots
-            .binary_search_by_key(&local_id, |root| root.local_id)
-        {
-            Ok(at) => at,
-            Err(at) => {
-                let mut candidates = Vec::new();
-                for (nth, target) in self.targets.iter().enumerate() {
-                    // What the kernel has, modules are not asked for.
-                    if nth == 1 && !candidates.is_empty() {
-                        break;
-                    }
-                    self.add_candidates(nth, target, name, kind, &mut candidates);
-                }
-                self.roots.insert(
-                    at,
-                    Root {
-                        local_id,
-                        candidates,
-                        answers: Vec::new(),
-                    },
-                );
-                at
+    fn root(
+        &mut self,
+        local_id: TypeId,
+        name: &[u8],
+        kind: Kind,
+        budget: &mut Budget,
+    ) -> Result<usize, CoreProblem> {
+        let slot = local_id as usize;
+        if let Some(at) = self.root_of.get(slot).and_then(|at| at.checked_sub(1)) {
+            return Ok(at as usize);
+        }
+        let mut candidates = Vec::new();
+        for (nth, target) in self.targets.iter().enumerate() {
+            // What the kernel has, modules are not asked for.
+            if nth == 1 && !candidates.is_empty() {
+                break;
+            }
+            for id in self.candidates(target, name, kind) {
+                budget.spend(CANDIDATE)?;
+                candidates.push((nth, id));
             }
         }
+        if self.root_of.is_empty() {
+            self.root_of.resize(self.local.end_id() as usize, 0);
+        }
+        self.roots.push(Root {
+            candidates,
+            answers: Vec::new(),
+        });
+        if let Some(entry) = self.root_of.get_mut(slot) {
+            *entry = self.roots.len() as u32;
+        }
+        Ok(self.roots.len() - 1)
     }
 
     /// Finds the answer to `relo`. The order of calls matters only where the
@@ -463,7 +482,23 @@ impl<'a> Resolver<'a> {
         if name.is_empty() {
             return Err(CoreProblem::Anonymous);
         }
-        let at = self.root(relo.type_id, name, ty.kind());
+        let allowed = self.budget.min(self.left);
+        let mut budget = Budget(allowed);
+        let answer = self.find(relo, name, ty.kind(), &mut budget);
+        self.left -= allowed - budget.0;
+        answer
+    }
+
+    /// [`Resolver::resolve`] for a root type of that name and kind.
+    fn find(
+        &mut self,
+        relo: &CoreRelo,
+        name: &[u8],
+        kind: Kind,
+        budget: &mut Budget,
+    ) -> Result<Resolution, CoreProblem> {
+        let local = self.local;
+        let at = self.root(relo.type_id, name, kind, budget)?;
         let key = (relo.access_off, relo.kind);
         if let Some(root) = self.roots.get(at)
             && let Some(answer) = root
@@ -476,7 +511,6 @@ impl<'a> Resolver<'a> {
             return Ok(answer.2);
         }
 
-        let mut budget = Budget(self.budget);
         self.local_spec.parse(local, relo)?;
         let Some(root) = self.roots.get_mut(at) else {
             return Err(CoreProblem::BadType);
@@ -487,8 +521,9 @@ impl<'a> Resolver<'a> {
             let Some(target) = self.targets.get(nth) else {
                 continue;
             };
+            budget.spend(CANDIDATE)?;
             let spec = &mut self.target_spec;
-            if !matching::matches(local, &self.local_spec, target.btf, id, spec, &mut budget)? {
+            if !matching::matches(local, &self.local_spec, target.btf, id, spec, budget)? {
                 continue;
             }
             let mut answer = value::resolution(local, &self.local_spec, Some((target.btf, spec)))?;
@@ -553,6 +588,20 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// Whether a type of the object and one of the kernel are compatible: of one
+/// kind, through pointers, arrays and prototypes. Damaged types are not.
+pub(crate) fn types_compatible(
+    local: &Btf<'_>,
+    local_id: TypeId,
+    target: &Btf<'_>,
+    target_id: TypeId,
+) -> bool {
+    matching::types_compatible(local, local_id, target, target_id).unwrap_or(false)
+}
+/// Characters of [`describe`]: a program may have any number of poisoned
+/// instructions, each with its description.
+const MAX_TEXT: usize = 256;
+
 /// What a relocation is about, for people: `struct task_struct.signal.live`,
 /// `enum bpf_func_id::BPF_FUNC_loop`, `typedef u64`.
 pub fn describe(local: &Btf<'_>, relo: &CoreRelo) -> Box<str> {
@@ -565,12 +614,16 @@ pub fn describe(local: &Btf<'_>, relo: &CoreRelo) -> Box<str> {
     };
     let mut text = format!("{} {name}", ty.kind());
     let mut spec = Spec::default();
-    if spec.parse(local, relo).is_err() {
+    if spec.parse(local, relo).is_ok() {
+        spec.describe(local, &mut text);
+    } else {
         text.push_str(" + ");
         text.push_str(local.name(relo.access_off));
-        return text.into();
     }
-    spec.describe(local, &mut text);
+    if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+        text.truncate(end);
+        text.push_str("...");
+    }
     text.into()
 }
 

@@ -302,6 +302,8 @@ bitflags! {
         const SEGV_ON_FAULT = 1 << 17;
         /// Arena is not mapped into user space. Linux 6.9.
         const NO_USER_CONV = 1 << 18;
+        /// Ring buffer whose oldest records make room for new ones. Linux 6.19.
+        const RB_OVERWRITE = 1 << 19;
         const _ = !0;
     }
 }

@@ -233,6 +233,54 @@ impl Insn {
         ]
     }
 
+    /// `dst op= imm` in 64 bits; `op` is of [`alu`].
+    pub const fn alu64_imm(op: u8, dst: u8, imm: i32) -> Insn {
+        Insn::new(class::ALU64 | op | SRC_K, dst, 0, 0, imm)
+    }
+
+    /// `dst op= src` in 64 bits; `op` is of [`alu`].
+    pub const fn alu64_reg(op: u8, dst: u8, src: u8) -> Insn {
+        Insn::new(class::ALU64 | op | SRC_X, dst, src, 0, 0)
+    }
+
+    /// `dst = *(width *)(src + off)`; `width` is of [`size`].
+    pub const fn load(width: u8, dst: u8, src: u8, off: i16) -> Insn {
+        Insn::new(class::LDX | mode::MEM | width, dst, src, off, 0)
+    }
+
+    /// `*(width *)(dst + off) = src`; `width` is of [`size`].
+    pub const fn store_reg(width: u8, dst: u8, src: u8, off: i16) -> Insn {
+        Insn::new(class::STX | mode::MEM | width, dst, src, off, 0)
+    }
+
+    /// `*(width *)(dst + off) = imm`; `width` is of [`size`].
+    pub const fn store_imm(width: u8, dst: u8, off: i16, imm: i32) -> Insn {
+        Insn::new(class::ST | mode::MEM | width, dst, 0, off, imm)
+    }
+
+    /// `lock *(width *)(dst + off) += src`; `width` is `W` or `DW` of [`size`].
+    pub const fn atomic_add(width: u8, dst: u8, src: u8, off: i16) -> Insn {
+        let add = alu::ADD as i32;
+        Insn::new(class::STX | mode::ATOMIC | width, dst, src, off, add)
+    }
+
+    /// Jump over `off` instruction words.
+    pub const fn jump(off: i16) -> Insn {
+        Insn::new(JA, 0, 0, off, 0)
+    }
+
+    /// Jump over `off` instruction words if `dst op imm` holds, in 64 bits;
+    /// `op` is of [`jmp`].
+    pub const fn jump_imm(op: u8, dst: u8, imm: i32, off: i16) -> Insn {
+        Insn::new(class::JMP | op | SRC_K, dst, 0, off, imm)
+    }
+
+    /// Jump over `off` instruction words if `dst op src` holds, in 64 bits;
+    /// `op` is of [`jmp`].
+    pub const fn jump_reg(op: u8, dst: u8, src: u8, off: i16) -> Insn {
+        Insn::new(class::JMP | op | SRC_X, dst, src, off, 0)
+    }
+
     /// Call of helper `id`.
     pub const fn call(id: i32) -> Insn {
         Insn::new(CALL, 0, 0, 0, id)
@@ -279,6 +327,29 @@ mod tests {
         let insn = Insn::new(0x7b, 10, 1, -8, 0);
         assert_eq!((insn.dst(), insn.src(), insn.off), (10, 1, -8));
         assert_eq!(Insn::from_ne_bytes(insn.to_ne_bytes()), insn);
+        // As clang assembles `r1 = *(u32 *)(r2 + 8)` and so on.
+        let bytes = |insn: Insn| {
+            let b = insn.to_ne_bytes();
+            (b[0], insn.dst(), insn.src(), insn.off, insn.imm)
+        };
+        assert_eq!(bytes(Insn::load(size::W, 1, 2, 8)), (0x61, 1, 2, 8, 0));
+        assert_eq!(
+            bytes(Insn::store_reg(size::DW, 10, 1, -8)),
+            (0x7b, 10, 1, -8, 0)
+        );
+        assert_eq!(
+            bytes(Insn::store_imm(size::B, 10, -1, 7)),
+            (0x72, 10, 0, -1, 7)
+        );
+        assert_eq!(
+            bytes(Insn::atomic_add(size::DW, 1, 2, 16)),
+            (0xdb, 1, 2, 16, 0)
+        );
+        assert_eq!(bytes(Insn::alu64_imm(alu::ADD, 3, -1)), (0x07, 3, 0, 0, -1));
+        assert_eq!(bytes(Insn::alu64_reg(alu::XOR, 3, 4)), (0xaf, 3, 4, 0, 0));
+        assert_eq!(bytes(Insn::jump(-3)), (0x05, 0, 0, -3, 0));
+        assert_eq!(bytes(Insn::jump_imm(jmp::JNE, 1, 9, 2)), (0x55, 1, 0, 2, 9));
+        assert_eq!(bytes(Insn::jump_reg(jmp::JLT, 1, 2, 2)), (0xad, 1, 2, 2, 0));
         let [lo, hi] = Insn::ld_imm64(3, 0, 0xdead_beef_0000_0001);
         assert_eq!((lo.imm, hi.imm as u32), (1, 0xdead_beef));
     }

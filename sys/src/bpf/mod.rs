@@ -17,7 +17,6 @@ mod object;
 mod prog;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 
 pub use btf::{BtfLoad, btf_load};
 pub use info::{
@@ -43,6 +42,7 @@ use crate::abi::attr::{Attr, used_len};
 use crate::abi::bpf::{Command, OBJ_NAME_LEN};
 use crate::errno::{Errno, SysError, retry_eintr};
 use crate::fd;
+pub use crate::proc::possible_cpus;
 
 /// Attempts at a command that a signal keeps interrupting. libbpf's number.
 const EAGAIN_ATTEMPTS: u32 = 5;
@@ -152,20 +152,6 @@ pub fn obj_name(name: &str) -> [u8; OBJ_NAME_LEN] {
         *to = if fits { byte } else { b'_' };
     }
     out
-}
-
-/// Number of CPUs this machine can ever have: the number of values a per-CPU
-/// map holds for each key. Read once from `/sys/devices/system/cpu/possible`.
-///
-/// # Errors
-/// Those of [`proc::possible_cpus`](crate::proc::possible_cpus).
-pub fn possible_cpus() -> Result<usize> {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    if let Some(&count) = COUNT.get() {
-        return Ok(count);
-    }
-    let count = crate::proc::possible_cpus()?.len();
-    Ok(*COUNT.get_or_init(|| count))
 }
 
 #[cfg(test)]

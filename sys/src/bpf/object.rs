@@ -1,16 +1,15 @@
 //! What programs, maps, BTF and links have in common: ids and pins; and the
 //! commands about none of them.
 
-use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::{bpf, bpf_fd, len32, num, op};
 use crate::Result;
 use crate::abi::attr::{self, Ptr, PtrMut};
 use crate::abi::bpf::{Command, F_PATH_FD, StatsType, TaskFdType};
-use crate::errno::{Errno, SysError};
+use crate::errno::Errno;
+use crate::proc::c_path;
 
 /// Kinds of object the kernel numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -96,9 +95,7 @@ fn obj(
     dir: Option<BorrowedFd<'_>>,
     file_flags: u32,
 ) -> Result<i64> {
-    let fail = |err: SysError| err.with_path(path);
-    let name = CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| fail(SysError::new(op(command), Errno::EINVAL)))?;
+    let name = c_path(op(command), path)?;
     let mut attr = attr::Obj {
         pathname: Ptr::of_str(&name),
         bpf_fd,
@@ -110,7 +107,7 @@ fn obj(
         attr.path_fd = dir.as_raw_fd();
     }
     // SAFETY: the kernel reads `pathname` up to its terminator.
-    unsafe { bpf(command, &mut attr) }.map_err(fail)
+    unsafe { bpf(command, &mut attr) }.map_err(|err| err.with_path(path))
 }
 
 /// What a descriptor of some process is to the tracing subsystem.

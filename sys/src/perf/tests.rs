@@ -1,7 +1,6 @@
 use super::*;
 use crate::abi::bpf::ProgramType;
-use crate::abi::insn::Insn;
-use crate::ringbuf::testing;
+use crate::testing::{code_at, load, require, returns, with_mounted};
 use std::ffi::CString;
 
 #[test]
@@ -31,41 +30,57 @@ fn builder_fills_in_the_attribute() {
     assert_eq!(attr.sample_period(3).raw().flags, AttrFlags::empty());
 }
 
-fn open(test: &str, attr: &PerfEventAttr<'_>, scope: Scope<'_>) -> Option<PerfEvent> {
+fn open(attr: &PerfEventAttr<'_>, scope: Scope<'_>) -> Result<PerfEvent> {
     let cpu = matches!(scope, Scope::AllThreads).then_some(0);
-    match PerfEvent::open(attr, scope, cpu, None, OpenFlags::empty()) {
-        Ok(event) => Some(event),
-        Err(err) => {
-            eprintln!("skipped: {test}: {err}");
-            None
-        }
+    PerfEvent::open(attr, scope, cpu, None, OpenFlags::empty())
+}
+
+/// Opens a clock of this thread that reads in `format`.
+fn clock(format: ReadFormat) -> Result<PerfEvent> {
+    let attr = PerfEventAttr::software(software::TASK_CLOCK).read_format(format);
+    open(&attr, Scope::CallingThread)
+}
+
+fn reads_in(event: &PerfEvent, format: ReadFormat) {
+    let first = event.count().unwrap();
+    let mut second = first;
+    while second.value < first.value + 1_000_000 {
+        second = event.count().unwrap();
     }
+    let asked = |flag| format.contains(flag);
+    for (flag, before, after) in [
+        (
+            ReadFormat::TOTAL_TIME_ENABLED,
+            first.enabled_ns,
+            second.enabled_ns,
+        ),
+        (
+            ReadFormat::TOTAL_TIME_RUNNING,
+            first.running_ns,
+            second.running_ns,
+        ),
+    ] {
+        assert_eq!(after.is_some(), asked(flag));
+        assert_eq!(after > before, asked(flag), "{before:?} to {after:?}");
+    }
+    let id = asked(ReadFormat::ID).then(|| event.id().unwrap());
+    assert_eq!(second.id, id);
+    assert_eq!(second.lost, asked(ReadFormat::LOST).then_some(0));
 }
 
 #[test]
 fn counts_read_in_every_format() {
-    for bits in 0..16 {
-        // Bit 3 is the group format, which `count` refuses.
-        let format = ReadFormat::from_bits_retain(bits & 7 | (bits & 8) << 1);
-        let attr = PerfEventAttr::software(software::TASK_CLOCK).read_format(format);
-        let test = "counts_read_in_every_format";
-        let Some(event) = open(test, &attr, Scope::CallingThread) else {
-            return;
-        };
-        let first = event.count().unwrap();
-        let mut second = first;
-        while second.value < first.value + 1_000_000 {
-            second = event.count().unwrap();
-        }
-        let asked = |flag| format.contains(flag);
-        let enabled = second.enabled_ns;
-        assert_eq!(enabled.is_some(), asked(ReadFormat::TOTAL_TIME_ENABLED));
-        assert!(enabled.is_none_or(|ns| ns >= 1_000_000));
-        let running = second.running_ns;
-        assert_eq!(running.is_some(), asked(ReadFormat::TOTAL_TIME_RUNNING));
-        let id = asked(ReadFormat::ID).then(|| event.id().unwrap());
-        assert_eq!(second.id, id);
-        assert_eq!(second.lost, asked(ReadFormat::LOST).then_some(0));
+    for bits in 0..8 {
+        let format = ReadFormat::from_bits_retain(bits);
+        reads_in(&require!((3, 12), clock(format)), format);
+    }
+}
+
+#[test]
+fn counts_read_with_those_lost() {
+    for bits in 0..8 {
+        let format = ReadFormat::from_bits_retain(bits) | ReadFormat::LOST;
+        reads_in(&require!((6, 0), clock(format)), format);
     }
 }
 
@@ -82,10 +97,7 @@ fn no_number_stands_for_all_threads_or_any_cpu() {
 #[test]
 fn events_start_stop_and_reset() {
     let attr = PerfEventAttr::software(software::TASK_CLOCK).flags(AttrFlags::DISABLED);
-    let test = "events_start_stop_and_reset";
-    let Some(event) = open(test, &attr, Scope::CallingThread) else {
-        return;
-    };
+    let event = require!((3, 12), open(&attr, Scope::CallingThread));
     let value = || event.count().unwrap().value;
     assert_eq!(value(), 0);
     event.enable().unwrap();
@@ -102,11 +114,7 @@ fn events_start_stop_and_reset() {
 
 #[test]
 fn groups_are_read_together() {
-    let attr = PerfEventAttr::software(software::TASK_CLOCK).read_format(ReadFormat::GROUP);
-    let test = "groups_are_read_together";
-    let Some(leader) = open(test, &attr, Scope::CallingThread) else {
-        return;
-    };
+    let leader = require!((3, 12), clock(ReadFormat::GROUP));
     let second = PerfEventAttr::software(software::PAGE_FAULTS);
     let group = Some(leader.as_fd());
     let scope = Scope::CallingThread;
@@ -119,40 +127,29 @@ fn groups_are_read_together() {
 
 #[test]
 fn programs_attach_to_a_tracepoint_and_are_listed() {
-    let test = "programs_attach_to_a_tracepoint_and_are_listed";
-    let path = "/sys/kernel/tracing/events/sched/sched_switch/id";
-    let id = match std::fs::read_to_string(path) {
-        Ok(id) => id.trim().parse().unwrap(),
-        Err(err) => {
-            eprintln!("skipped: {test}: {path}: {err}");
-            return;
-        }
-    };
-    let attr = PerfEventAttr::tracepoint(id).flags(AttrFlags::DISABLED);
-    let Some(event) = open(test, &attr, Scope::AllThreads) else {
-        return;
-    };
-    let code = [Insn::mov64_imm(0, 0), Insn::exit()];
-    let program = testing::load(ProgramType::TRACEPOINT, &code);
-    event.set_bpf(program.as_fd()).unwrap();
-    let again = event.set_bpf(program.as_fd());
-    assert!(again.unwrap_err().is(Errno::EEXIST));
-    event.enable().unwrap();
-    let fdinfo = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
-    let fdinfo = std::fs::read_to_string(fdinfo).unwrap();
-    let id = fdinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("prog_id:"));
-    let id: u32 = id.unwrap().trim().parse().unwrap();
-    assert!(event.query_bpf().unwrap().contains(&id));
-    let errno = |result: Result<()>| result.unwrap_err().errno();
-    assert_eq!(errno(event.set_filter(c"nothing == 1")), Errno::EINVAL);
-    event.set_filter(c"prev_pid == 1").unwrap();
-    assert_eq!(errno(event.set_filter(c"prev_pid == 1")), Errno::EEXIST);
+    with_mounted("tracefs", |tracefs| {
+        let id = tracefs.join("events/sched/sched_switch/id");
+        let id = std::fs::read_to_string(id).unwrap();
+        let id = id.trim().parse().unwrap();
+        let attr = PerfEventAttr::tracepoint(id).flags(AttrFlags::DISABLED);
+        let event = require!((4, 7), open(&attr, Scope::AllThreads));
+        let program = load(ProgramType::TRACEPOINT, &returns(0));
+        event.set_bpf(program.as_fd()).unwrap();
+        let again = event.set_bpf(program.as_fd());
+        assert!(again.unwrap_err().is(Errno::EEXIST));
+        event.enable().unwrap();
+        let info = crate::bpf::prog_info(program.as_fd()).unwrap();
+        let listed = require!((4, 16), event.query_bpf());
+        assert!(listed.contains(&info.id));
+        let errno = |result: Result<()>| result.unwrap_err().errno();
+        assert_eq!(errno(event.set_filter(c"nothing == 1")), Errno::EINVAL);
+        event.set_filter(c"prev_pid == 1").unwrap();
+        assert_eq!(errno(event.set_filter(c"prev_pid == 1")), Errno::EEXIST);
 
-    let event = open(test, &attr, Scope::AllThreads).unwrap();
-    let socket = testing::load(ProgramType::SOCKET_FILTER, &code);
-    assert_eq!(errno(event.set_bpf(socket.as_fd())), Errno::EINVAL);
+        let event = open(&attr, Scope::AllThreads).unwrap();
+        let socket = load(ProgramType::SOCKET_FILTER, &returns(0));
+        assert_eq!(errno(event.set_bpf(socket.as_fd())), Errno::EINVAL);
+    });
 }
 
 #[inline(never)]
@@ -160,39 +157,17 @@ extern "C" fn probed(n: u64) -> u64 {
     std::hint::black_box(n).wrapping_mul(0x1234_5679)
 }
 
-/// File and offset of the code at `address` in this process.
-fn file_offset(address: u64) -> (CString, u64) {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    for line in maps.lines() {
-        let mut fields = line.split_whitespace();
-        let (from, to) = fields.next().unwrap().split_once('-').unwrap();
-        let hex = |text| u64::from_str_radix(text, 16).unwrap();
-        if (hex(from)..hex(to)).contains(&address) {
-            let start = hex(fields.nth(1).unwrap());
-            let path = CString::new(fields.nth(2).unwrap()).unwrap();
-            return (path, start + address - hex(from));
-        }
-    }
-    panic!("no mapping at {address:#x}");
-}
-
 #[test]
 fn uprobes_count_calls_and_returns() {
-    let test = "uprobes_count_calls_and_returns";
     let path = "/sys/bus/event_source/devices/uprobe/type";
-    let pmu: u32 = match std::fs::read_to_string(path) {
-        Ok(kind) => kind.trim().parse().unwrap(),
-        Err(err) => {
-            eprintln!("skipped: {test}: {path}: {err}");
-            return;
-        }
-    };
-    let (file, offset) = file_offset(probed as *const () as u64);
+    let pmu = std::fs::read_to_string(path);
+    let pmu = require!((4, 17), ["CONFIG_UPROBE_EVENTS"], pmu);
+    let pmu = pmu.trim().parse().unwrap();
+    let (file, offset) = code_at(probed as *const () as usize);
+    let file = CString::new(file.into_os_string().into_encoded_bytes()).unwrap();
     for retprobe in [0, 1] {
         let attr = PerfEventAttr::uprobe(pmu, retprobe, &file, offset);
-        let Some(event) = open(test, &attr, Scope::CallingThread) else {
-            return;
-        };
+        let event = require!((4, 17), open(&attr, Scope::CallingThread));
         for n in 0..10 {
             std::hint::black_box(probed(n));
         }
@@ -207,10 +182,7 @@ fn uprobes_count_calls_and_returns() {
 #[test]
 fn descriptors_are_closed_on_exec() {
     let attr = PerfEventAttr::software(software::DUMMY);
-    let test = "descriptors_are_closed_on_exec";
-    let Some(event) = open(test, &attr, Scope::CallingThread) else {
-        return;
-    };
+    let event = require!((3, 12), open(&attr, Scope::CallingThread));
     // SAFETY: F_GETFD takes no argument and touches no memory.
     let flags = unsafe { libc::fcntl(event.as_fd().as_raw_fd(), libc::F_GETFD) };
     assert_eq!(flags, libc::FD_CLOEXEC);

@@ -1,12 +1,12 @@
 //! One user of a ring per process.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr;
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
 use crate::Result;
-use crate::abi::bpf::{Command, MapFlags, MapType};
-use crate::errno::{Errno, SysError, retry_eintr};
+use crate::abi::bpf::{MapFlags, MapType};
+use crate::bpf::map_info;
+use crate::errno::{Errno, SysError};
 
 /// Ids of the maps that are in use by a reader or writer of this process. Few,
 /// and changed only when a ring is opened or closed.
@@ -25,13 +25,20 @@ impl Claim {
     /// Claims the map behind `fd`, after checking that it is a `kind` whose
     /// protocol is the ordinary one. Returns its size in bytes too.
     pub(super) fn map(fd: BorrowedFd<'_>, kind: MapType) -> Result<(Claim, usize)> {
+        // A program or link answers with another structure. Should that look
+        // like a ring buffer's, then mmap refuses: of these objects only maps
+        // have it.
         let info = map_info(fd)?;
-        if info.kind != kind {
+        if info.map_type != kind {
             return Err(refusal(Errno::EINVAL, "not a ring buffer of this kind"));
         }
         // Where the pages come from changes nothing. Any other flag might let
         // the kernel write where this crate lends memory.
-        if !(info.flags - MapFlags::NUMA_NODE).is_empty() {
+        let flags = MapFlags::from_bits_retain(info.map_flags) - MapFlags::NUMA_NODE;
+        if flags.contains(MapFlags::RB_OVERWRITE) {
+            return Err(refusal(Errno::EOPNOTSUPP, "programs overwrite old records"));
+        }
+        if !flags.is_empty() {
             return Err(refusal(Errno::EOPNOTSUPP, "unknown ring buffer flags"));
         }
         Ok((Claim::id(info.id)?, info.max_entries as usize))
@@ -56,50 +63,6 @@ impl Drop for Claim {
 
 fn refusal(errno: Errno, why: &'static str) -> SysError {
     SysError::new("mmap(ring buffer)", errno).with_detail(why)
-}
-
-/// The beginning of `struct bpf_map_info`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct MapInfo {
-    kind: MapType,
-    id: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    flags: MapFlags,
-}
-
-/// The attribute of `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct InfoByFd {
-    fd: u32,
-    info_len: u32,
-    info: u64,
-}
-
-fn map_info(fd: BorrowedFd<'_>) -> Result<MapInfo> {
-    let mut info = MapInfo::default();
-    let mut attr = InfoByFd {
-        fd: fd.as_raw_fd() as u32,
-        info_len: size_of::<MapInfo>() as u32,
-        info: ptr::from_mut(&mut info) as u64,
-    };
-    let attr_ptr = ptr::from_mut(&mut attr);
-    let command = Command::OBJ_GET_INFO_BY_FD.0;
-    let op = "bpf(BPF_OBJ_GET_INFO_BY_FD)";
-    retry_eintr(op, || {
-        // SAFETY: `attr` has the layout of this command and lives through the
-        // call; the kernel writes at most `info_len` bytes to `info`, whose
-        // fields accept every value.
-        unsafe { libc::syscall(libc::SYS_bpf, command, attr_ptr, size_of::<InfoByFd>()) }
-    })?;
-    // A program or link answers with another structure. Should that look like
-    // a ring buffer's, then mmap refuses: of these objects only maps have it.
-    if (attr.info_len as usize) < size_of::<MapInfo>() {
-        return Err(refusal(Errno::EINVAL, "not a map"));
-    }
-    Ok(info)
 }
 
 #[cfg(test)]

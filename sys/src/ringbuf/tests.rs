@@ -3,12 +3,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU32 as Counter;
 use std::time::Duration;
 
-use super::testing::{self, create_map, load, map_addr, run, stack_addr, store_imm};
 use super::*;
-use crate::abi::bpf::ProgramType;
-use crate::abi::insn::{Insn, alu, class, jmp};
+use crate::abi::bpf::{MapFlags, ProgramType};
+use crate::abi::insn::{Insn, class, jmp};
+use crate::bpf::{MapCreate, MapFd, map_create};
 use crate::mmap::testing::{memfd, peek, poke, writable};
 use crate::poll::{Epoll, Event, Interest};
+use crate::testing::{
+    self, Random, create_map, load, map_addr, require, returns, run, stack_addr, store_imm,
+};
 
 #[test]
 fn all_are_send_and_sync() {
@@ -343,17 +346,15 @@ fn impossible_rings_are_refused() {
 
 #[test]
 fn a_producer_thread_and_a_reader_agree() {
-    const RECORDS: usize = 60_000;
-    let fake = Fake::new(256, usize::MAX - 1023);
+    // The last one is not discarded.
+    const RECORDS: usize = 10_001;
+    let fake = Fake::new(2048, usize::MAX - 8191);
     let mut ring = fake.reader();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut random = 0x2545_F491_4F6C_DD1D_u64;
+            let mut random = Random(0x2545_F491_4F6C_DD1D);
             for i in 0..RECORDS {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                let len = (random % 100) as usize;
+                let len = random.next() % 100;
                 let position = loop {
                     if let Some(position) = fake.reserve(len) {
                         break position;
@@ -400,7 +401,7 @@ fn a_producer_thread_and_a_reader_agree() {
 
 /// A program that puts `words` 8-byte words of `value` into `map`, returning
 /// what the helper returns.
-fn output_program(map: &OwnedFd, words: i16, value: i32) -> OwnedFd {
+fn output_program(map: &MapFd, words: i16, value: i32) -> OwnedFd {
     let mut code: Vec<Insn> = (1..=words).map(|i| store_imm(-8 * i, value)).collect();
     code.extend(map_addr(1, map));
     code.extend(stack_addr(2, -8 * i32::from(words)));
@@ -412,7 +413,7 @@ fn output_program(map: &OwnedFd, words: i16, value: i32) -> OwnedFd {
 }
 
 /// A program that reserves a record and discards it.
-fn discard_program(map: &OwnedFd) -> OwnedFd {
+fn discard_program(map: &MapFd) -> OwnedFd {
     let mut code: Vec<Insn> = map_addr(1, map).into();
     code.push(Insn::mov64_imm(2, 24));
     code.push(Insn::mov64_imm(3, 0));
@@ -422,21 +423,18 @@ fn discard_program(map: &OwnedFd) -> OwnedFd {
     code.push(Insn::mov64_reg(1, 0));
     code.push(Insn::mov64_imm(2, 0));
     code.push(Insn::call(testing::RINGBUF_DISCARD));
-    code.push(Insn::new(class::ALU64 | alu::MOV, 0, 0, 0, 0));
-    code.push(Insn::exit());
+    code.extend(returns(0));
     load(ProgramType::SOCKET_FILTER, &code)
 }
 
-fn kernel_ring(test: &str, size: u32) -> Option<OwnedFd> {
-    create_map(test, MapType::RINGBUF, 0, 0, size)
+fn kernel_ring(size: u32) -> Result<MapFd> {
+    create_map(MapType::RINGBUF, 0, 0, size)
 }
 
 #[test]
 fn the_kernels_records_arrive() {
     let page = page_size() as u32;
-    let Some(map) = kernel_ring("the_kernels_records_arrive", page) else {
-        return;
-    };
+    let map = require!((5, 8), kernel_ring(page));
     let mut ring = RingBuffer::new(map.as_fd()).unwrap();
     assert_eq!(ring.size(), page_size());
     let busy = RingBuffer::new(map.as_fd()).unwrap_err();
@@ -474,11 +472,8 @@ fn the_kernels_records_arrive() {
 
 #[test]
 fn edge_triggered_waiting_loses_no_wakeup() {
-    const RECORDS: usize = 30_000;
-    let test = "edge_triggered_waiting_loses_no_wakeup";
-    let Some(map) = kernel_ring(test, 65536) else {
-        return;
-    };
+    const RECORDS: usize = 10_000;
+    let map = require!((5, 8), kernel_ring(65536));
     let mut ring = RingBuffer::new(map.as_fd()).unwrap();
     let program = output_program(&map, 1, 7);
     let epoll = Epoll::new().unwrap();
@@ -511,14 +506,29 @@ fn other_descriptors_are_refused() {
     assert!(RingBuffer::new(file.as_fd()).is_err());
     let fd = memfd(4 * page_size());
     assert!(RingBuffer::new(fd.as_fd()).is_err());
-    let test = "other_descriptors_are_refused";
-    let Some(array) = create_map(test, MapType::ARRAY, 4, 8, 512) else {
-        return;
-    };
+    let array = require!((3, 19), create_map(MapType::ARRAY, 4, 8, 512));
     let err = RingBuffer::new(array.as_fd()).unwrap_err();
     assert!(err.is(Errno::EINVAL));
     let err = UserRingBuffer::new(array.as_fd()).unwrap_err();
     assert!(err.is(Errno::EINVAL));
+}
+
+#[test]
+fn rings_that_are_overwritten_are_refused() {
+    let mut create = MapCreate {
+        map_type: MapType::RINGBUF,
+        max_entries: page_size() as u32,
+        flags: MapFlags::RB_OVERWRITE,
+        ..MapCreate::default()
+    };
+    let map = require!((6, 19), map_create(&create));
+    let err = RingBuffer::new(map.as_fd()).unwrap_err();
+    assert!(err.is(Errno::EOPNOTSUPP));
+    assert_eq!(err.detail(), Some("programs overwrite old records"));
+    // A flag of ring buffers alone.
+    create.map_type = MapType::ARRAY;
+    (create.key_size, create.value_size) = (4, 8);
+    assert!(map_create(&create).unwrap_err().is(Errno::EINVAL));
 }
 
 /// A user ring on memory of our own.
@@ -568,11 +578,9 @@ fn user_ring_fills_up_and_empties() {
 
 #[test]
 fn the_kernel_accepts_a_user_ring() {
-    let test = "the_kernel_accepts_a_user_ring";
     let size = 4 * page_size() as u32;
-    let Some(map) = create_map(test, MapType::USER_RINGBUF, 0, 0, size) else {
-        return;
-    };
+    let map = create_map(MapType::USER_RINGBUF, 0, 0, size);
+    let map = require!((6, 1), map);
     let mut ring = UserRingBuffer::new(map.as_fd()).unwrap();
     assert!(UserRingBuffer::new(map.as_fd()).is_err());
     let epoll = Epoll::new().unwrap();

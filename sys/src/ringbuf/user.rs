@@ -20,7 +20,8 @@ use crate::Result;
 use crate::abi::bpf::MapType;
 use crate::abi::perf::ringbuf::HEADER_SIZE;
 use crate::errno::{Errno, SysError};
-use crate::mmap::{Access, Mapping, page_size};
+use crate::mmap::{Access, Mapping};
+use crate::proc::page_size;
 
 /// Longest sample the kernel takes: a dynptr's size has 24 bits.
 const MAX_SAMPLE: usize = (1 << 24) - 1;

@@ -12,7 +12,7 @@ pub use sanitize::{BtfFeatures, ObjectFacts, VarFact};
 use crate::btf::parse::{BtfError, BtfProblem, HEADER_SIZE, MAGIC};
 use crate::btf::types::{Kind, Linkage, SecVar, Type, TypeId};
 use crate::btf::{Btf, TYPE_HEADER_SIZE, info_kind, info_vlen, utf8_prefix};
-use crate::cursor::{c_str_at, u32_at};
+use crate::cursor::{name_at, u32_at};
 
 /// A member for [`BtfBuilder::add_struct`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,7 +128,7 @@ impl BtfBuilder {
         let strings = &self.strings;
         let found = self
             .added
-            .binary_search_by(|&at| c_str_at(strings, at as usize).unwrap_or_default().cmp(text));
+            .binary_search_by(|&at| name_at(strings, at as usize).unwrap_or_default().cmp(text));
         let at = match found {
             Ok(i) => self.added.get(i).copied().unwrap_or_default(),
             Err(i) => {
@@ -385,7 +385,7 @@ impl BtfBuilder {
     fn name_bytes(&self, id: TypeId) -> &[u8] {
         self.word(id, 0)
             .and_then(|at| at.checked_sub(self.first_str))
-            .and_then(|at| c_str_at(&self.strings, at as usize))
+            .and_then(|at| name_at(&self.strings, at as usize))
             .unwrap_or_default()
     }
 

@@ -28,7 +28,8 @@ bitflags! {
         const TYPE_TAG = 1 << 5;
         /// `ENUM64`, and signedness of `ENUM`. Linux 6.0.
         const ENUM64 = 1 << 6;
-        /// Data sections whose name begins with `?`. Linux 6.9.
+        /// Data sections whose name has more in it than letters, digits,
+        /// underscores and dots: `?.struct_ops`, `maps/events`. Linux 6.9.
         const QMARK_DATASEC = 1 << 7;
     }
 }
@@ -74,6 +75,9 @@ impl BtfBuilder {
     /// every section's entries into the order of their offsets, as the kernel
     /// wants them.
     ///
+    /// Variables that another object defines (`extern` maps), which the kernel
+    /// refuses, become global ones at the end of their section.
+    ///
     /// `.ksyms` has no place in the object; see [`BtfBuilder::fill_ksyms`].
     /// `.kconfig` has none either: the caller lays it out and answers for it
     /// like for a section, and its variables become global ones. Left alone if
@@ -101,13 +105,15 @@ impl BtfBuilder {
     ) -> Result<(), BtfError> {
         let kconfig = section == ".kconfig";
         let linked = self.word(id, 2) != Some(0);
-        if !linked {
-            match facts.section_size(section) {
-                Some(size) => self.set_word(id, 2, size),
+        let mut end = match self.word(id, 2) {
+            Some(0) | None => match facts.section_size(section) {
+                Some(size) => size,
                 None if kconfig => return Ok(()),
+                None if self.is_external(id) => 0,
                 None => return Err(self.edit_error(BtfProblem::MissingSection, id)),
-            }
-        }
+            },
+            Some(size) => size,
+        };
         for nth in 0..self.vlen(id) {
             let Some(mut entry) = self.sec_var(id, nth) else {
                 break;
@@ -117,6 +123,13 @@ impl BtfBuilder {
                 return Err(self.edit_error(BtfProblem::TypeId, id));
             }
             let linkage = self.word(var, 3).map(Linkage);
+            if linkage == Some(Linkage::EXTERN) && !kconfig {
+                entry.offset = end.saturating_add(7) & !7;
+                end = entry.offset.saturating_add(entry.size);
+                self.set_sec_var(id, nth, entry);
+                self.set_linkage(var, Linkage::GLOBAL);
+                continue;
+            }
             if linkage != Some(Linkage::GLOBAL) && !kconfig {
                 continue;
             }
@@ -133,7 +146,17 @@ impl BtfBuilder {
                 self.set_linkage(var, Linkage::GLOBAL);
             }
         }
+        self.set_word(id, 2, end);
         Ok(())
+    }
+
+    /// Whether another object defines all that a data section declares.
+    fn is_external(&self, id: TypeId) -> bool {
+        let external = |nth| {
+            let var = self.sec_var(id, nth).map(|entry| entry.type_id);
+            var.and_then(|var| self.word(var, 3)) == Some(Linkage::EXTERN.0)
+        };
+        self.vlen(id) != 0 && (0..self.vlen(id)).all(external)
     }
 
     fn sort_datasec(&mut self, id: TypeId) {
@@ -226,12 +249,7 @@ impl BtfBuilder {
                     self.make_byte(id);
                 }
                 Kind::DATASEC if !has(BtfFeatures::DATASEC) => self.make_struct(id),
-                Kind::DATASEC
-                    if !has(BtfFeatures::QMARK_DATASEC)
-                        && self.name_bytes(id).first() == Some(&b'?') =>
-                {
-                    self.rename(id, |byte| if byte == b'?' { b'_' } else { byte });
-                }
+                Kind::DATASEC if !has(BtfFeatures::QMARK_DATASEC) => self.rename(id, b"."),
                 Kind::FUNC_PROTO if !has(BtfFeatures::FUNC) => {
                     // Parameters lie in memory as enumerators do, but those
                     // need names.
@@ -284,10 +302,7 @@ impl BtfBuilder {
 
     /// Rewrites a `DATASEC` into a struct whose members are its variables.
     fn make_struct(&mut self, id: TypeId) {
-        self.rename(id, |byte| match byte {
-            b'.' | b'?' => b'_',
-            other => other,
-        });
+        self.rename(id, b"");
         for nth in 0..self.vlen(id) {
             let Some(var) = self.sec_var(id, nth) else {
                 break;
@@ -301,10 +316,23 @@ impl BtfBuilder {
         self.set_info(id, Kind::STRUCT, self.vlen(id));
     }
 
-    fn rename(&mut self, id: TypeId, change: impl Fn(u8) -> u8) {
-        let name: Vec<u8> = self.name_bytes(id).iter().copied().map(change).collect();
-        let name = self.add_string(&name);
-        self.set_word(id, 0, name);
+    /// Makes a name an identifier that may have the characters of `also` in it.
+    fn rename(&mut self, id: TypeId, also: &[u8]) {
+        let old = self.name_bytes(id);
+        let good = |at: usize, byte: u8| {
+            byte == b'_'
+                || also.contains(&byte)
+                || byte.is_ascii_alphabetic()
+                || at > 0 && byte.is_ascii_digit()
+        };
+        let new: Vec<u8> = (0..)
+            .zip(old)
+            .map(|(at, &byte)| if good(at, byte) { byte } else { b'_' })
+            .collect();
+        if new != old {
+            let name = self.add_string(&new);
+            self.set_word(id, 0, name);
+        }
     }
 
     #[cold]

@@ -233,6 +233,27 @@ fn gaps_are_filled_from_the_object() {
     assert_eq!(btf.get(kconfig).unwrap().sec_var(0).unwrap().offset, 4);
     assert_eq!(linkage(hz), Some(Linkage::GLOBAL));
 
+    // Defined elsewhere: behind the section's own, or all there is.
+    for (section, size) in [(".data", 32), (".maps", 8)] {
+        let mut b = BtfBuilder::new();
+        let long = b.add_int("long", 8, true);
+        let type_id = b.add_var("elsewhere", long, Linkage::EXTERN);
+        let entry = SecVar {
+            type_id,
+            offset: 0,
+            size: 8,
+        };
+        let id = b.add_datasec(section, 0, &[entry]);
+        b.fill_datasecs(&Facts).unwrap();
+        let bytes = b.to_bytes().unwrap();
+        let btf = Btf::parse(&bytes).unwrap();
+        let section = btf.get(id).unwrap();
+        assert_eq!(section.size(), Some(size));
+        assert_eq!(section.sec_var(0).unwrap().offset, size - 8);
+        let linkage = btf.get(type_id).unwrap().linkage();
+        assert_eq!(linkage, Some(Linkage::GLOBAL));
+    }
+
     let mut b = BtfBuilder::new();
     let bss = b.add_datasec(".bss", 0, &[]);
     let e = b.fill_datasecs(&Facts).unwrap_err();
@@ -338,7 +359,11 @@ fn old_kernels_get_what_they_know() {
     assert_eq!(one(BtfFeatures::ENUM64, 19), 2);
 
     let mut b = BtfBuilder::new();
-    let id = b.add_datasec("?.struct_ops", 0, &[]);
+    let names = ["?.struct_ops", "maps/events", "2/0", ".data.one_2"];
+    let ids = names.map(|name| b.add_datasec(name, 0, &[]));
     b.sanitize(BtfFeatures::all() - BtfFeatures::QMARK_DATASEC);
-    assert_eq!(b.name(id), "_.struct_ops");
+    assert_eq!(
+        ids.map(|id| b.name(id)),
+        ["_.struct_ops", "maps_events", "__0", ".data.one_2"]
+    );
 }

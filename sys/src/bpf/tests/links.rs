@@ -1,12 +1,15 @@
 //! Links, and attachments without.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
 use crate::abi::bpf::{AttachFlags, AttachType, LinkType, TaskFdType};
+use crate::abi::perf::{OpenFlags, software};
+use crate::perf::{PerfEvent as Event, PerfEventAttr, Scope};
+use crate::testing::{code_at, in_private};
 
 /// A program of `prog_type` for `attach_type` that returns `value`.
 fn attachable(prog_type: ProgramType, attach_type: AttachType, value: i32) -> Result<OwnedFd> {
@@ -26,43 +29,16 @@ fn prog_id(prog: &OwnedFd) -> u32 {
     prog_info(prog.as_fd()).unwrap().id
 }
 
-/// Where cgroup v2 is mounted.
-fn cgroup_root() -> Option<String> {
-    std::fs::read_to_string("/proc/self/mounts")
-        .ok()?
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|fields| fields.get(2) == Some(&"cgroup2"))
-        .map(|fields| fields[1].to_owned())
-}
-
-/// Runs `test` in a network namespace of its own, in a thread of its own.
-fn in_private_netns(name: &'static str, test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        // SAFETY: changes the calling thread's namespace and no memory.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return skip(name, Errno::last());
-        }
-        test();
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
 #[test]
 fn raw_tracepoints() {
-    const TEST: &str = "raw_tracepoints";
-    let prog = require!(
-        "raw_tracepoints",
-        load(ProgramType::RAW_TRACEPOINT, &returns(0))
-    );
+    let prog = attachable(ProgramType::RAW_TRACEPOINT, AttachType::default(), 0);
+    let prog = require!((4, 17), prog);
     let link = raw_tracepoint_open(Some(c"sys_enter"), prog.as_fd(), 0);
-    let link = require!("raw_tracepoints", link);
+    let link = require!((4, 17), link);
     let missing = raw_tracepoint_open(Some(c"no_such_tracepoint"), prog.as_fd(), 0);
     assert!(missing.unwrap_err().is(Errno::ENOENT));
 
-    let info = link_info(link.as_fd()).unwrap();
+    let info = require!((5, 8), link_info(link.as_fd()));
     assert_eq!(info.link_type, LinkType::RAW_TRACEPOINT);
     assert_eq!(info.prog_id, prog_id(&prog));
     assert_ne!(info.id, 0);
@@ -84,17 +60,20 @@ fn raw_tracepoints() {
     let err = task_fd_query(pid, link.as_raw_fd(), &mut short[..4]).unwrap_err();
     assert!(err.is(Errno::ENOSPC));
     assert_eq!(short, *b"sys\0\xff\xff\xff\xff");
+}
 
-    let cookie = raw_tracepoint_open(Some(c"sys_enter"), prog.as_fd(), 0x1234_5678_9abc_def0);
-    match cookie {
-        Ok(link) => match link_info(link.as_fd()).unwrap().detail {
-            LinkDetail::RawTracepoint(detail) if detail.cookie != 0 => {
-                assert_eq!(detail.cookie, 0x1234_5678_9abc_def0);
-            }
-            _ => skip_before(TEST, (6, 17)),
-        },
-        Err(err) => skip(TEST, err),
-    }
+#[test]
+fn raw_tracepoints_with_a_cookie() {
+    const COOKIE: u64 = 0x1234_5678_9abc_def0;
+    let prog = attachable(ProgramType::RAW_TRACEPOINT, AttachType::default(), 0);
+    let prog = require!((4, 17), prog);
+    let link = raw_tracepoint_open(Some(c"sys_enter"), prog.as_fd(), COOKIE);
+    let link = require!((6, 10), link);
+    let LinkDetail::RawTracepoint(detail) = link_info(link.as_fd()).unwrap().detail else {
+        panic!("not a raw tracepoint");
+    };
+    let told = Some(detail.cookie).filter(|&cookie| cookie != 0);
+    assert_eq!(require!((6, 17), told.ok_or("no cookie")), COOKIE);
 }
 
 /// Id of kernel function `name` in the BTF at `/sys/kernel/btf/vmlinux`.
@@ -144,156 +123,206 @@ fn iterator(function: &str) -> Result<OwnedFd> {
     )
 }
 
+fn iterate(prog: &OwnedFd, target: IterTarget<'_>) -> Result<OwnedFd> {
+    link_create(&LinkCreate {
+        object: prog.as_fd(),
+        target: Target::None,
+        attach_type: AttachType::TRACE_ITER,
+        flags: 0,
+        options: LinkOptions::Iter(target),
+    })
+}
+
 #[test]
 fn iterators() {
-    if kernel_function("bpf_iter_bpf_map_elem").is_none() {
-        return skip("iterators", "no BTF of the kernel");
-    }
-    let map = require!("iterators", hash(4, 8, 4));
-    let over_map = require!("iterators", iterator("bpf_iter_bpf_map_elem"));
-    let link = |prog: &OwnedFd, target| {
-        link_create(&LinkCreate {
-            object: prog.as_fd(),
-            target: Target::None,
-            attach_type: AttachType::TRACE_ITER,
-            flags: 0,
-            options: LinkOptions::Iter(target),
-        })
-    };
-    let elements = link(&over_map, IterTarget::Map(map.as_fd())).unwrap();
+    let map = require!((3, 18), hash(4));
+    let prog = require!(
+        (5, 9),
+        ["CONFIG_DEBUG_INFO_BTF"],
+        iterator("bpf_iter_bpf_map_elem")
+    );
+    let elements = iterate(&prog, IterTarget::Map(map.as_fd())).unwrap();
     let name = link_name(elements.as_fd()).unwrap();
     assert_eq!(name.unwrap(), "bpf_map_elem");
     let map_id = map_info(map.as_fd()).unwrap().id;
     let detail = link_info(elements.as_fd()).unwrap().detail;
     assert!(matches!(detail, LinkDetail::Iter(iter) if iter.map_id == map_id));
-    assert!(link(&over_map, IterTarget::All).is_err(), "needs a map");
+    assert!(iterate(&prog, IterTarget::All).is_err(), "needs a map");
 
     let mut text = String::new();
     let read = iter_create(elements.as_fd()).unwrap();
     File::from(read).read_to_string(&mut text).unwrap();
     assert_eq!(text, "", "the program prints nothing");
+}
 
-    let over_tasks = require!("iterators over tasks", iterator("bpf_iter_task"));
+#[test]
+fn iterators_over_one_process() {
+    let prog = iterator("bpf_iter_task");
+    let prog = require!((5, 8), ["CONFIG_DEBUG_INFO_BTF"], prog);
     let pid = std::process::id();
-    let tasks = link(&over_tasks, IterTarget::Task { tid: 0, pid });
-    let tasks = require!("iterators over tasks", tasks);
-    let LinkDetail::Iter(iter) = link_info(tasks.as_fd()).unwrap().detail else {
+    let link = iterate(&prog, IterTarget::Task { tid: 0, pid });
+    let link = require!((6, 1), link);
+    let LinkDetail::Iter(iter) = link_info(link.as_fd()).unwrap().detail else {
         panic!("not an iterator");
     };
     let [.., a, b, c, d] = iter.cgroup_id_or_task.to_ne_bytes();
     assert_eq!(u32::from_ne_bytes([a, b, c, d]), pid);
 }
 
-#[test]
-fn cgroups() {
-    const EGRESS: AttachType = AttachType::CGROUP_INET_EGRESS;
-    let Some(root) = cgroup_root() else {
-        return skip("cgroups", "no cgroup v2");
-    };
-    let make = |value| attachable(ProgramType::CGROUP_SKB, EGRESS, value);
-    let (first, second) = (require!("cgroups", make(1)), make(1).unwrap());
-    let dir = match TempDir::new(&root, "cgroups") {
-        Ok(dir) => dir,
-        Err(err) => return skip("cgroups", err),
-    };
-    let cgroup = File::open(&dir.0).unwrap();
-    let target = Target::Fd(cgroup.as_fd());
-    let link = link_create(&LinkCreate {
-        object: first.as_fd(),
-        target,
+const EGRESS: AttachType = AttachType::CGROUP_INET_EGRESS;
+
+/// Runs `test` with a cgroup that has no members.
+fn with_cgroup(test: impl FnOnce(&File) + Send) {
+    with_mounted("cgroup2", |root| {
+        let dir = TempDir::below(root);
+        test(&File::open(dir.path()).unwrap());
+    });
+}
+
+fn cgroup_link(prog: &OwnedFd, cgroup: &File) -> Result<OwnedFd> {
+    link_create(&LinkCreate {
+        object: prog.as_fd(),
+        target: Target::Fd(cgroup.as_fd()),
         attach_type: EGRESS,
         flags: 0,
         options: LinkOptions::None,
-    });
-    let link = require!("cgroups", link);
-    let info = link_info(link.as_fd()).unwrap();
-    assert_eq!(info.link_type, LinkType::CGROUP);
-    let LinkDetail::Cgroup(detail) = info.detail else {
-        panic!("{info:?}");
-    };
-    assert_eq!(detail.attach_type, EGRESS);
-    assert_eq!(detail.cgroup_id, cgroup.metadata().unwrap().ino());
-    assert!(link_name(link.as_fd()).unwrap().is_none());
+    })
+}
 
-    let mut ids = [0; 4];
-    let mut flags = [0; 4];
+fn query(target: Target<'_>, attach_type: AttachType, ids: &mut [u32]) -> Result<ProgQuery> {
     let mut out = QueryBuffers {
-        prog_ids: &mut ids,
-        prog_attach_flags: &mut flags,
+        prog_ids: ids,
         ..Default::default()
     };
-    let query = require!("cgroups", prog_query(target, EGRESS, 0, &mut out));
-    assert_eq!(query.count, 1);
-    assert_eq!(ids, [prog_id(&first), 0, 0, 0]);
-
-    // Another program of the same kind takes the place, once.
-    link_update(link.as_fd(), second.as_fd(), Some(first.as_fd())).unwrap();
-    let err = link_update(link.as_fd(), second.as_fd(), Some(first.as_fd()));
-    assert!(err.unwrap_err().is(Errno::EPERM));
-    link_update(link.as_fd(), first.as_fd(), None).unwrap();
-    assert_eq!(link_info(link.as_fd()).unwrap().prog_id, prog_id(&first));
-
-    // Beside it without a link.
-    let mut attach = ProgAttach::new(target, EGRESS, second.as_fd());
-    attach.flags = AttachFlags::ALLOW_MULTI;
-    prog_attach(&attach).unwrap();
-    let mut one = [0; 1];
-    let mut out = QueryBuffers {
-        prog_ids: &mut one,
-        ..Default::default()
-    };
-    let query = prog_query(target, EGRESS, 0, &mut out).unwrap();
-    assert_eq!(query.count, 2, "more than there is room for");
-    assert_eq!(query.attach_flags, AttachFlags::ALLOW_MULTI);
-    assert_eq!(one, [prog_id(&first)]);
-    let mut out = QueryBuffers::default();
-    assert_eq!(prog_query(target, EGRESS, 0, &mut out).unwrap().count, 2);
-    let mut uneven = QueryBuffers {
-        prog_ids: &mut [0; 2],
-        link_ids: &mut [0; 1],
-        ..Default::default()
-    };
-    assert!(prog_query(target, EGRESS, 0, &mut uneven).is_err());
-
-    let third = make(0).unwrap();
-    let mut replace = ProgAttach::new(target, EGRESS, third.as_fd());
-    replace.flags = AttachFlags::ALLOW_MULTI;
-    replace.replace = Some(second.as_fd());
-    prog_attach(&replace).unwrap();
-    prog_detach(&ProgAttach::new(target, EGRESS, third.as_fd())).unwrap();
-    let err = prog_detach(&ProgAttach::new(target, EGRESS, third.as_fd()));
-    assert!(err.unwrap_err().is(Errno::ENOENT));
-
-    link_detach(link.as_fd()).unwrap();
-    let mut out = QueryBuffers::default();
-    assert_eq!(prog_query(target, EGRESS, 0, &mut out).unwrap().count, 0);
+    prog_query(target, attach_type, 0, &mut out)
 }
 
 #[test]
-fn network_devices() {
-    in_private_netns("network_devices", || {
-        const INGRESS: AttachType = AttachType::TCX_INGRESS;
-        // The loopback device is the first of every namespace.
-        let lo = Target::Ifindex(1);
+fn cgroup_links() {
+    with_cgroup(|cgroup| {
+        let make = || attachable(ProgramType::CGROUP_SKB, EGRESS, 1);
+        let first = require!((4, 10), ["CONFIG_CGROUP_BPF"], make());
+        let second = make().unwrap();
+        let link = require!((5, 7), cgroup_link(&first, cgroup));
+        let info = require!((5, 8), link_info(link.as_fd()));
+        assert_eq!(info.link_type, LinkType::CGROUP);
+        let LinkDetail::Cgroup(detail) = info.detail else {
+            panic!("{info:?}");
+        };
+        assert_eq!(detail.attach_type, EGRESS);
+        assert_eq!(detail.cgroup_id, cgroup.metadata().unwrap().ino());
+        assert!(link_name(link.as_fd()).unwrap().is_none());
+
+        // Another program of the same kind takes the place, once.
+        link_update(link.as_fd(), second.as_fd(), Some(first.as_fd())).unwrap();
+        let err = link_update(link.as_fd(), second.as_fd(), Some(first.as_fd()));
+        assert!(err.unwrap_err().is(Errno::EPERM));
+        link_update(link.as_fd(), first.as_fd(), None).unwrap();
+        assert_eq!(link_info(link.as_fd()).unwrap().prog_id, prog_id(&first));
+
+        let target = Target::Fd(cgroup.as_fd());
+        let mut ids = [0; 2];
+        assert_eq!(query(target, EGRESS, &mut ids).unwrap().count, 1);
+        assert_eq!(ids, [prog_id(&first), 0]);
+        require!((5, 9), link_detach(link.as_fd()));
+        assert_eq!(query(target, EGRESS, &mut []).unwrap().count, 0);
+    });
+}
+
+#[test]
+fn cgroup_programs_beside_each_other() {
+    with_cgroup(|cgroup| {
+        let target = Target::Fd(cgroup.as_fd());
+        let make = || attachable(ProgramType::CGROUP_SKB, EGRESS, 1);
+        let first = require!((4, 10), ["CONFIG_CGROUP_BPF"], make());
+        let (second, third) = (make().unwrap(), make().unwrap());
+        for prog in [&first, &second] {
+            let mut attach = ProgAttach::new(target, EGRESS, prog.as_fd());
+            attach.flags = AttachFlags::ALLOW_MULTI;
+            require!((4, 15), prog_attach(&attach));
+        }
+        let mut one = [0; 1];
+        let there = query(target, EGRESS, &mut one).unwrap();
+        assert_eq!(there.count, 2, "more than there is room for");
+        assert_eq!(there.attach_flags, AttachFlags::ALLOW_MULTI);
+        assert_eq!(one, [prog_id(&first)]);
+        assert_eq!(query(target, EGRESS, &mut []).unwrap().count, 2);
+        let mut uneven = QueryBuffers {
+            prog_ids: &mut [0; 2],
+            link_ids: &mut [0; 1],
+            ..Default::default()
+        };
+        let err = prog_query(target, EGRESS, 0, &mut uneven).unwrap_err();
+        assert_eq!(err.detail(), Some("lists of different lengths"));
+
+        let mut replace = ProgAttach::new(target, EGRESS, third.as_fd());
+        replace.flags = AttachFlags::ALLOW_MULTI;
+        replace.replace = Some(second.as_fd());
+        require!((5, 6), prog_attach(&replace));
+        let mut ids = [0; 2];
+        assert_eq!(query(target, EGRESS, &mut ids).unwrap().count, 2);
+        assert_eq!(ids, [prog_id(&first), prog_id(&third)]);
+        prog_detach(&ProgAttach::new(target, EGRESS, third.as_fd())).unwrap();
+        let err = prog_detach(&ProgAttach::new(target, EGRESS, third.as_fd()));
+        assert!(err.unwrap_err().is(Errno::ENOENT));
+        prog_detach(&ProgAttach::new(target, EGRESS, first.as_fd())).unwrap();
+        assert_eq!(query(target, EGRESS, &mut []).unwrap().count, 0);
+    });
+}
+
+#[test]
+fn cgroups_tell_the_flags_of_each_program() {
+    with_cgroup(|cgroup| {
+        let prog = attachable(ProgramType::CGROUP_SKB, EGRESS, 1);
+        let prog = require!((4, 10), ["CONFIG_CGROUP_BPF"], prog);
+        let _link = require!((5, 7), cgroup_link(&prog, cgroup));
+        let (mut ids, mut flags) = ([0; 2], [0; 2]);
+        let mut out = QueryBuffers {
+            prog_ids: &mut ids,
+            prog_attach_flags: &mut flags,
+            ..Default::default()
+        };
+        let target = Target::Fd(cgroup.as_fd());
+        let there = require!((6, 0), prog_query(target, EGRESS, 0, &mut out));
+        assert_eq!(there.count, 1);
+        assert_eq!(ids, [prog_id(&prog), 0]);
+        // Links always leave room for others.
+        assert_eq!(flags, [AttachFlags::ALLOW_MULTI.bits(), 0]);
+    });
+}
+
+/// The loopback device is the first of every network namespace.
+const LOOPBACK: Target<'_> = Target::Ifindex(1);
+
+#[test]
+fn xdp_links() {
+    in_private(libc::CLONE_NEWNET, || {
         let xdp = attachable(ProgramType::XDP, AttachType::XDP, 2);
-        let xdp = require!("network_devices", xdp);
+        let xdp = require!((5, 9), xdp);
         let link = link_create(&LinkCreate {
             object: xdp.as_fd(),
-            target: lo,
+            target: LOOPBACK,
             attach_type: AttachType::XDP,
             flags: 1 << 1, // XDP_FLAGS_SKB_MODE
             options: LinkOptions::None,
         });
-        let link = require!("network_devices", link);
+        let link = require!((5, 9), link);
         let detail = link_info(link.as_fd()).unwrap().detail;
         assert!(matches!(detail, LinkDetail::Xdp(xdp) if xdp.ifindex == 1));
+    });
+}
 
-        let cls = |value| attachable(ProgramType::SCHED_CLS, INGRESS, value).unwrap();
-        let (a, b) = (cls(-1), cls(-1));
+#[test]
+fn tcx_programs_in_order() {
+    const INGRESS: AttachType = AttachType::TCX_INGRESS;
+    in_private(libc::CLONE_NEWNET, || {
+        let cls = || attachable(ProgramType::SCHED_CLS, INGRESS, -1);
+        let a = require!((6, 6), ["CONFIG_NET_XGRESS"], cls());
+        let b = cls().unwrap();
         let tcx = |prog: &OwnedFd, flags: AttachFlags, relative, expected_revision| {
             link_create(&LinkCreate {
                 object: prog.as_fd(),
-                target: lo,
+                target: LOOPBACK,
                 attach_type: INGRESS,
                 flags: flags.bits(),
                 options: LinkOptions::Order {
@@ -302,7 +331,8 @@ fn network_devices() {
                 },
             })
         };
-        let first = require!("tcx", tcx(&a, AttachFlags::empty(), None, 0));
+        let first = tcx(&a, AttachFlags::empty(), None, 0);
+        let first = require!((6, 6), ["CONFIG_NET_XGRESS"], first);
         let id = link_info(first.as_fd()).unwrap().id;
         let stale = tcx(&b, AttachFlags::empty(), None, 77).unwrap_err();
         assert!(stale.is(Errno::ESTALE));
@@ -314,9 +344,9 @@ fn network_devices() {
             link_ids: &mut links,
             ..Default::default()
         };
-        let query = prog_query(lo, INGRESS, 0, &mut out).unwrap();
-        assert_eq!(query.count, 2);
-        assert!(query.revision > 1);
+        let there = prog_query(LOOPBACK, INGRESS, 0, &mut out).unwrap();
+        assert_eq!(there.count, 2);
+        assert!(there.revision > 1);
         assert_eq!(progs, [prog_id(&b), prog_id(&a), 0, 0]);
         assert_eq!(links[0], link_info(second.as_fd()).unwrap().id);
         let detail = link_info(second.as_fd()).unwrap().detail;
@@ -325,29 +355,26 @@ fn network_devices() {
         );
 
         // Without a link, behind the first, at the revision just seen.
-        let c = cls(-1);
-        let mut attach = ProgAttach::new(lo, INGRESS, c.as_fd());
+        let c = cls().unwrap();
+        let mut attach = ProgAttach::new(LOOPBACK, INGRESS, c.as_fd());
         attach.flags = AttachFlags::AFTER;
         attach.relative = Some(Relative::Program(c.as_fd()));
         assert!(prog_attach(&attach).unwrap_err().is(Errno::ENOENT));
         attach.relative = Some(Relative::Link(second.as_fd()));
-        attach.expected_revision = query.revision;
+        attach.expected_revision = there.revision;
         prog_attach(&attach).unwrap();
         let mut progs = [0; 4];
-        let mut out = QueryBuffers {
-            prog_ids: &mut progs,
-            ..Default::default()
-        };
-        prog_query(lo, INGRESS, 0, &mut out).unwrap();
+        query(LOOPBACK, INGRESS, &mut progs).unwrap();
         assert_eq!(progs, [prog_id(&b), prog_id(&c), prog_id(&a), 0]);
     });
 }
 
 #[test]
 fn netfilter() {
-    in_private_netns("netfilter", || {
+    const NEEDS: &str = "CONFIG_NETFILTER_BPF_LINK";
+    in_private(libc::CLONE_NEWNET, || {
         let prog = attachable(ProgramType::NETFILTER, AttachType::NETFILTER, 1);
-        let prog = require!("netfilter", prog);
+        let prog = require!((6, 4), [NEEDS], prog);
         let link = link_create(&LinkCreate {
             object: prog.as_fd(),
             target: Target::None,
@@ -360,7 +387,7 @@ fn netfilter() {
                 flags: 0,
             },
         });
-        let link = require!("netfilter", link);
+        let link = require!((6, 4), [NEEDS], link);
         let LinkDetail::Netfilter(detail) = link_info(link.as_fd()).unwrap().detail else {
             panic!("not netfilter");
         };
@@ -368,49 +395,54 @@ fn netfilter() {
     });
 }
 
-/// A software event that never happens.
-fn dummy_event() -> std::io::Result<OwnedFd> {
-    // type, size, config, sample_period: the fields of the first version.
-    let mut attr = [0_u64; 8];
-    attr[0] = 1 | 64 << 32;
-    attr[1] = 9; // PERF_COUNT_SW_DUMMY
-    attr[2] = 1_000_000_000;
-    // SAFETY: the kernel reads the 64 bytes that the second field announces.
-    let raw = unsafe { libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), 0, -1, -1, 0) };
-    if raw < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    fd::own("perf_event_open", raw).map_err(|err| err.errno().into())
+/// A software event that never happens, and a program.
+fn event_and_program() -> Result<(Event, OwnedFd)> {
+    let attr = PerfEventAttr::software(software::DUMMY);
+    let (scope, flags) = (Scope::CallingThread, OpenFlags::empty());
+    let event = Event::open(&attr, scope, None, None, flags)?;
+    let prog = attachable(ProgramType::PERF_EVENT, AttachType::default(), 0)?;
+    Ok((event, prog))
 }
 
-#[test]
-fn perf_events() {
-    let event = match dummy_event() {
-        Ok(event) => event,
-        Err(err) => return skip("perf_events", err),
-    };
-    let prog = require!("perf_events", load(ProgramType::PERF_EVENT, &returns(0)));
-    let link = link_create(&LinkCreate {
+fn perf_link(event: &Event, prog: &OwnedFd) -> Result<OwnedFd> {
+    link_create(&LinkCreate {
         object: prog.as_fd(),
         target: Target::Fd(event.as_fd()),
         attach_type: AttachType::PERF_EVENT,
         flags: 0,
         options: LinkOptions::PerfEvent { cookie: 77 },
-    });
-    let link = require!("perf_events", link);
-    match link_info(link.as_fd()).unwrap().detail {
-        LinkDetail::PerfEvent(PerfEvent::Event {
-            perf_type,
-            config,
-            cookie,
-        }) => {
-            assert_eq!((perf_type, config), (1, 9));
-            assert!([0, 77].contains(&cookie), "told since Linux 6.9");
-        }
-        LinkDetail::None => skip_before("perf_events", (6, 6)),
-        other => panic!("{other:?}"),
-    }
+    })
+}
+
+#[test]
+fn perf_event_links() {
+    let (event, prog) = require!((4, 9), event_and_program());
+    let link = require!((5, 15), perf_link(&event, &prog));
+    let info = link_info(link.as_fd()).unwrap();
+    assert_eq!(info.link_type, LinkType::PERF_EVENT);
+    assert_eq!(info.prog_id, prog_id(&prog));
     assert!(link_name(link.as_fd()).unwrap().is_none());
+}
+
+#[test]
+fn perf_event_links_tell_their_event() {
+    let (event, prog) = require!((4, 9), event_and_program());
+    let link = require!((5, 15), perf_link(&event, &prog));
+    let told = match link_info(link.as_fd()).unwrap().detail {
+        LinkDetail::PerfEvent(told) => Ok(told),
+        other => Err(format!("{other:?}")),
+    };
+    let PerfEvent::Event {
+        perf_type,
+        config,
+        cookie,
+    } = require!((6, 6), told)
+    else {
+        panic!("not the event it is on");
+    };
+    assert_eq!((perf_type, config), (1, 9));
+    let cookie = Some(cookie).filter(|&cookie| cookie != 0);
+    assert_eq!(require!((6, 9), cookie.ok_or("no cookie")), 77);
 }
 
 #[inline(never)]
@@ -418,32 +450,14 @@ extern "C" fn probed() {
     std::hint::black_box(());
 }
 
-/// Offset of a function of this binary in its file.
-fn file_offset(function: usize) -> Option<u64> {
-    std::fs::read_to_string("/proc/self/maps")
-        .ok()?
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.split(' ');
-            let (start, end) = fields.next()?.split_once('-')?;
-            let hex = |text| u64::from_str_radix(text, 16).ok();
-            let (start, end) = (hex(start)?, hex(end)?);
-            let offset = hex(fields.nth(1)?)?;
-            let function = function as u64;
-            (start..end)
-                .contains(&function)
-                .then(|| function - start + offset)
-        })
-}
-
 #[test]
 fn many_user_places() {
     let attach_type = AttachType::TRACE_UPROBE_MULTI;
     let prog = attachable(ProgramType::KPROBE, attach_type, 0);
-    let prog = require!("many_user_places", prog);
-    let exe = std::env::current_exe().unwrap();
-    let path = std::ffi::CString::new(exe.as_os_str().as_encoded_bytes()).unwrap();
-    let offset = file_offset(probed as *const () as usize).unwrap();
+    // Kernels without the hook load the program all the same.
+    let prog = require!((4, 17), prog);
+    let (exe, offset) = code_at(probed as *const () as usize);
+    let path = CString::new(exe.as_os_str().as_encoded_bytes()).unwrap();
     let create = |cookies| {
         link_create(&LinkCreate {
             object: prog.as_fd(),
@@ -460,25 +474,23 @@ fn many_user_places() {
             },
         })
     };
-    let link = require!("many_user_places", create(&[5]));
+    let err = create(&[5, 6]).unwrap_err();
+    assert_eq!(err.detail(), Some("one value for each place, or none"));
+    let link = require!((6, 6), ["CONFIG_UPROBES"], create(&[5]));
     probed();
     let LinkDetail::UprobeMulti(detail) = link_info(link.as_fd()).unwrap().detail else {
         panic!("not uprobe_multi");
     };
-    if detail.count == 0 {
-        return skip_before("many_user_places", (6, 8));
-    }
+    let name = link_name(link.as_fd()).unwrap();
+    assert_eq!(require!((6, 8), name.ok_or("no path")), *exe);
     assert_eq!((detail.count, detail.pid), (1, std::process::id()));
-    assert_eq!(link_name(link.as_fd()).unwrap().unwrap(), *exe);
-    let err = create(&[5, 6]).unwrap_err();
-    assert_eq!(err.detail(), Some("one value for each place, or none"));
 }
 
 #[test]
 fn many_kernel_functions() {
     let attach_type = AttachType::TRACE_KPROBE_MULTI;
     let prog = attachable(ProgramType::KPROBE, attach_type, 0);
-    let prog = require!("many_kernel_functions", prog);
+    let prog = require!((4, 17), prog);
     let create = |symbols, cookies| {
         link_create(&LinkCreate {
             object: prog.as_fd(),
@@ -495,9 +507,15 @@ fn many_kernel_functions() {
     let names = KprobeSymbols::Names(&[c"vfs_read", c"vfs_write"]);
     let err = create(names, &[1]).unwrap_err();
     assert_eq!(err.detail(), Some("one value for each place, or none"));
-    let link = require!("many_kernel_functions", create(names, &[1, 2]));
-    let detail = link_info(link.as_fd()).unwrap().detail;
-    assert!(matches!(detail, LinkDetail::KprobeMulti(multi) if [0, 2].contains(&multi.count)));
+    let link = create(names, &[1, 2]);
+    let link = require!((5, 18), ["CONFIG_FPROBE"], link);
+    let info = link_info(link.as_fd()).unwrap();
+    assert_eq!(info.link_type, LinkType::KPROBE_MULTI);
+    let LinkDetail::KprobeMulti(detail) = info.detail else {
+        panic!("{info:?}");
+    };
+    let count = Some(detail.count).filter(|&count| count != 0);
+    assert_eq!(require!((6, 6), count.ok_or("no count")), 2);
 }
 
 #[test]

@@ -5,95 +5,15 @@ mod links;
 mod maps;
 mod progs;
 
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::*;
 use crate::abi::bpf::{ElemFlags, MapType, ProgramType};
-use crate::abi::insn::Insn;
+use crate::testing::{TempDir, create_map, load, require, returns, with_mounted};
 
-/// Says on the real standard error, past the harness, that a test did not run.
-fn skip(test: &str, reason: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
-}
-
-/// Skips what only kernels from `since` on tell; this one must be older.
-fn skip_before(test: &str, since: (u32, u32)) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse().ok());
-    let this = (numbers.next().unwrap(), numbers.next().unwrap());
-    assert!(this < since, "{test}: Linux {release} tells this");
-    skip(test, format_args!("needs Linux {}.{}", since.0, since.1));
-}
-
-/// Unwraps the answer of a command, or skips the test that asked where the
-/// privilege or the kernel's support is missing.
-macro_rules! require {
-    ($test:literal, $result:expr) => {
-        match $result {
-            Ok(value) => value,
-            Err(err)
-                if err.errno().is_permission()
-                    || err.is(Errno::EOPNOTSUPP)
-                    || err.is(Errno::E2BIG)
-                    || err.is(Errno::ENOSYS) =>
-            {
-                $crate::bpf::tests::skip($test, err);
-                return;
-            }
-            Err(err) => panic!("{}: {err}", $test),
-        }
-    };
-}
-use require;
-
-fn hash(key_size: u32, value_size: u32, max_entries: u32) -> Result<MapFd> {
-    map_create(&MapCreate {
-        map_type: MapType::HASH,
-        key_size,
-        value_size,
-        max_entries,
-        name: "test_hash",
-        ..Default::default()
-    })
-}
-
-/// `r0 = value; exit`.
-fn returns(value: i32) -> [Insn; 2] {
-    [Insn::mov64_imm(0, value), Insn::exit()]
-}
-
-fn load(prog_type: ProgramType, insns: &[Insn]) -> Result<OwnedFd> {
-    prog_load(
-        &ProgLoad {
-            prog_type,
-            insns,
-            license: c"GPL",
-            name: "test_prog",
-            ..Default::default()
-        },
-        None,
-    )
-}
-
-/// A directory of the test's own, removed with what it holds.
-struct TempDir(std::path::PathBuf);
-
-impl TempDir {
-    fn new(parent: &str, test: &str) -> std::io::Result<TempDir> {
-        let path = format!("{parent}/ebpf-manager-sys-{test}-{}", std::process::id());
-        std::fs::create_dir(&path)?;
-        Ok(TempDir(path.into()))
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // A cgroup directory holds files that only go with it.
-        if std::fs::remove_dir(&self.0).is_err() {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+/// A hash with keys of 4 and values of 8 bytes.
+fn hash(max_entries: u32) -> Result<MapFd> {
+    create_map(MapType::HASH, 4, 8, max_entries)
 }
 
 #[test]
@@ -134,11 +54,11 @@ fn errors_name_the_command() {
 
 #[test]
 fn ids() {
-    let map = require!("ids", hash(4, 8, 16));
+    let map = require!((4, 13), hash(16));
     let id = map_info(map.as_fd()).unwrap().id;
     let mut seen = false;
     let mut at = 0;
-    while let Some(next) = require!("ids", next_id(ObjectKind::Map, at)) {
+    while let Some(next) = require!((4, 13), next_id(ObjectKind::Map, at)) {
         assert!(next > at);
         seen |= next == id;
         at = next;
@@ -150,64 +70,73 @@ fn ids() {
     let err = fd_by_id(ObjectKind::Program, u32::MAX - 1, 0).unwrap_err();
     assert!(err.is(Errno::ENOENT));
     assert_eq!(err.op(), "bpf(BPF_PROG_GET_FD_BY_ID)");
-    for kind in [ObjectKind::Program, ObjectKind::Btf, ObjectKind::Link] {
-        let beyond = next_id(kind, i32::MAX as u32 - 1);
-        assert!(require!("ids", beyond).is_none());
-    }
+    let beyond = |kind| next_id(kind, i32::MAX as u32 - 1);
+    assert_eq!(require!((4, 13), beyond(ObjectKind::Program)), None);
+    assert_eq!(require!((5, 4), beyond(ObjectKind::Btf)), None);
+    assert_eq!(require!((5, 8), beyond(ObjectKind::Link)), None);
 }
 
 #[test]
 fn pins() {
-    let map = require!("pins", hash(4, 8, 16));
-    let dir = match TempDir::new("/sys/fs/bpf", "pins") {
-        Ok(dir) => dir,
-        Err(err) => return skip("pins", err),
-    };
-    let path = dir.0.join("map");
-    require!("pins", obj_pin(map.as_fd(), &path, None));
-    let err = obj_pin(map.as_fd(), &path, None).unwrap_err();
-    assert!(err.is(Errno::EEXIST));
-    assert_eq!(err.path(), Some(path.as_path()));
+    with_mounted("bpf", |bpffs| {
+        let map = require!((4, 4), hash(16));
+        let path = bpffs.join("map");
+        obj_pin(map.as_fd(), &path, None).unwrap();
+        let err = obj_pin(map.as_fd(), &path, None).unwrap_err();
+        assert!(err.is(Errno::EEXIST));
+        assert_eq!(err.path(), Some(path.as_path()));
 
-    let opened = MapFd::from_fd(obj_get(&path, 0, None).unwrap()).unwrap();
-    let id = map_info(map.as_fd()).unwrap().id;
-    assert_eq!(map_info(opened.as_fd()).unwrap().id, id);
-    assert_eq!((opened.key_size(), opened.value_size()), (4, 8));
+        let opened = MapFd::from_fd(obj_get(&path, 0, None).unwrap()).unwrap();
+        let id = map_info(map.as_fd()).unwrap().id;
+        assert_eq!(map_info(opened.as_fd()).unwrap().id, id);
+        assert_eq!((opened.key_size(), opened.value_size()), (4, 8));
 
-    // BPF_F_RDONLY is kept.
-    let readonly = MapFd::from_fd(obj_get(&path, 1 << 3, None).unwrap()).unwrap();
-    let err = readonly
-        .update(&[0; 4], &[0; 8], ElemFlags::empty())
-        .unwrap_err();
-    assert!(err.is(Errno::EPERM));
+        // BPF_F_RDONLY is kept.
+        let readonly = require!((4, 15), obj_get(&path, 1 << 3, None));
+        let readonly = MapFd::from_fd(readonly).unwrap();
+        let err = readonly.update(&[0; 4], &[0; 8], ElemFlags::empty());
+        assert!(err.unwrap_err().is(Errno::EPERM));
 
-    // Another kind of object is not taken for a map.
-    let prog = load(ProgramType::SOCKET_FILTER, &returns(0)).unwrap();
-    obj_pin(prog.as_fd(), &dir.0.join("prog"), None).unwrap();
-    let err = MapFd::from_fd(obj_get(&dir.0.join("prog"), 0, None).unwrap()).unwrap_err();
-    assert_eq!(
-        (err.errno(), err.detail()),
-        (Errno::EINVAL, Some("not a map"))
-    );
+        // Another kind of object is not taken for a map.
+        let prog = load(ProgramType::SOCKET_FILTER, &returns(0));
+        let path = bpffs.join("prog");
+        obj_pin(prog.as_fd(), &path, None).unwrap();
+        let err = MapFd::from_fd(obj_get(&path, 0, None).unwrap()).unwrap_err();
+        assert_eq!(err.errno(), Errno::EINVAL);
+        assert_eq!(err.detail(), Some("not a map"));
 
-    let missing = obj_get(&dir.0.join("missing"), 0, None).unwrap_err();
-    assert!(missing.is(Errno::ENOENT));
-    let nul = obj_get(std::path::Path::new("a\0b"), 0, None).unwrap_err();
-    assert!(nul.is(Errno::EINVAL));
+        let missing = obj_get(&bpffs.join("missing"), 0, None).unwrap_err();
+        assert!(missing.is(Errno::ENOENT));
+        let nul = obj_get(std::path::Path::new("a\0b"), 0, None).unwrap_err();
+        assert!(nul.is(Errno::EINVAL));
+    });
+}
 
-    let root = std::fs::File::open(&dir.0).unwrap();
-    let relative = obj_get(std::path::Path::new("map"), 0, Some(root.as_fd()));
-    let relative = require!("pins below a directory", relative);
-    let relative = MapFd::from_fd(relative).unwrap();
-    assert_eq!(map_info(relative.as_fd()).unwrap().id, id);
+#[test]
+fn pins_below_a_directory() {
+    with_mounted("bpf", |bpffs| {
+        let map = require!((4, 4), hash(16));
+        let dir = std::fs::File::open(bpffs).unwrap();
+        let (name, dir) = (std::path::Path::new("map"), Some(dir.as_fd()));
+        require!((6, 5), obj_pin(map.as_fd(), name, dir));
+        let id = map_info(map.as_fd()).unwrap().id;
+        for opened in [
+            obj_get(name, 0, dir),
+            obj_get(&bpffs.join(name), 0, None),
+            obj_get(&bpffs.join(name), 0, dir),
+        ] {
+            let opened = MapFd::from_fd(opened.unwrap()).unwrap();
+            assert_eq!(map_info(opened.as_fd()).unwrap().id, id);
+        }
+    });
 }
 
 #[test]
 fn stats_and_tokens() {
     use crate::abi::bpf::StatsType;
-    let map = require!("stats_and_tokens", hash(4, 8, 16));
-    let stats = require!("stats_and_tokens", enable_stats(StatsType::RUN_TIME));
-    let prog = load(ProgramType::SOCKET_FILTER, &returns(0)).unwrap();
+    let map = require!((3, 18), hash(16));
+    let stats = require!((5, 8), enable_stats(StatsType::RUN_TIME));
+    let prog = load(ProgramType::SOCKET_FILTER, &returns(0));
     let mut run = TestRun {
         data_in: &[0; 64],
         repeat: 10,

@@ -1,0 +1,429 @@
+//! `ebpf-manager inspect`: what an object file declares, without privileges.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use ebpf_manager::bpf::open_object;
+use ebpf_manager::elf::core_relo::{ReloKind, describe};
+use ebpf_manager::elf::{LinkedProgram, MapSpec, Object, Pinning, ProgramSpec, Slot};
+
+use super::format::json_string;
+
+/// Prints the object at `path`, as tables or as one JSON object.
+pub(crate) fn run(path: &Path, json: bool) -> Result<(), String> {
+    let object = open_object(path).map_err(|err| err.to_string())?;
+    let facts = Facts::of(&object).map_err(|err| format!("{}: {err}", path.display()))?;
+    let mut out = Vec::new();
+    if json {
+        facts.json(&mut out);
+    } else {
+        facts.text(&mut out);
+    }
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(&out).and_then(|()| stdout.flush()) {
+        Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(format!("write: {err}")),
+        _ => Ok(()),
+    }
+}
+
+/// What is printed, gathered from the object.
+struct Facts<'o> {
+    object: &'o Object,
+    programs: Vec<Program<'o>>,
+}
+
+struct Program<'o> {
+    spec: &'o ProgramSpec,
+    /// Instructions with all subprograms.
+    linked_insns: usize,
+    core: Vec<Core>,
+}
+
+struct Core {
+    insn: u32,
+    kind: ReloKind,
+    what: Box<str>,
+}
+
+impl<'o> Facts<'o> {
+    fn of(object: &'o Object) -> Result<Facts<'o>, ebpf_manager::elf::ObjectError> {
+        let linker = object.linker()?;
+        let mut linked = LinkedProgram::default();
+        let mut programs = Vec::new();
+        for spec in object.programs() {
+            linker.link(spec, &mut linked)?;
+            let core = linked.core_relos.iter().filter_map(|relo| {
+                Some(Core {
+                    insn: relo.insn,
+                    kind: ReloKind(relo.record.kind),
+                    what: describe(linker.btf()?, &relo.record),
+                })
+            });
+            programs.push(Program {
+                spec,
+                core: core.collect(),
+                linked_insns: linked.insns.len(),
+            });
+        }
+        Ok(Facts { object, programs })
+    }
+
+    fn text(&self, out: &mut Vec<u8>) {
+        let mut about = Table::new(&["LICENCE", "BTF", "KERNEL VERSION"]);
+        about.row(vec![
+            self.object.license().unwrap_or("none").to_owned(),
+            if self.object.btf().is_some() {
+                "yes"
+            } else {
+                "no"
+            }
+            .to_owned(),
+            self.object
+                .kernel_version()
+                .map_or("-".to_owned(), |v| format!("{v:#x}")),
+        ]);
+        about.print(out);
+
+        let mut table = Table::new(&[
+            "PROGRAM",
+            "SECTION",
+            "TYPE",
+            "ATTACH TYPE",
+            "TARGET",
+            "INSNS",
+            "LINKED",
+            "CO-RE",
+        ]);
+        for program in &self.programs {
+            let spec = program.spec;
+            table.row(vec![
+                spec.name.clone(),
+                spec.section.clone(),
+                spec.program_type.to_string(),
+                spec.attach_type.map_or("-".to_owned(), |t| t.to_string()),
+                spec.target.clone().unwrap_or_else(|| "-".to_owned()),
+                spec.insn_count.to_string(),
+                program.linked_insns.to_string(),
+                program.core.len().to_string(),
+            ]);
+        }
+        table.print(out);
+
+        let mut table = Table::new(&[
+            "MAP",
+            "TYPE",
+            "KEY",
+            "VALUE",
+            "MAX ENTRIES",
+            "FLAGS",
+            "PINNING",
+            "INNER",
+        ]);
+        for map in self.object.maps() {
+            table.row(vec![
+                map.name.clone(),
+                map.map_type.to_string(),
+                map.key_size.to_string(),
+                map.value_size.to_string(),
+                map.max_entries.to_string(),
+                format!("{:#x}", map.flags.bits()),
+                pinning(map),
+                map.inner
+                    .as_ref()
+                    .map_or("-".to_owned(), |i| i.map_type.to_string()),
+            ]);
+        }
+        table.print(out);
+
+        let mut table = Table::new(&["VARIABLE", "SECTION", "OFFSET", "SIZE", "CONSTANT"]);
+        for variable in self.object.variables() {
+            let Some(map) = self.object.maps().get(variable.map as usize) else {
+                continue;
+            };
+            table.row(vec![
+                variable.name.clone(),
+                map.name.clone(),
+                variable.offset.to_string(),
+                variable.size.to_string(),
+                if map.freeze { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+        table.print(out);
+
+        let mut table = Table::new(&["EXTERN", "WEAK"]);
+        for symbol in self.object.externs() {
+            let weak = if symbol.weak { "yes" } else { "no" };
+            table.row(vec![symbol.name.clone(), weak.to_owned()]);
+        }
+        table.print(out);
+
+        let mut table = Table::new(&["PROGRAM", "INSN", "CO-RE RELOCATION", "OF"]);
+        for program in &self.programs {
+            for core in &program.core {
+                table.row(vec![
+                    program.spec.name.clone(),
+                    core.insn.to_string(),
+                    core.kind.name().to_owned(),
+                    core.what.to_string(),
+                ]);
+            }
+        }
+        table.print(out);
+    }
+
+    fn json(&self, out: &mut Vec<u8>) {
+        let object = self.object;
+        let mut json = Json { out, first: true };
+        json.open(None, b'{');
+        json.optional("license", object.license());
+        json.flag("btf", object.btf().is_some());
+        json.list("programs", &self.programs, |json, program| {
+            let spec = program.spec;
+            json.text("name", &spec.name);
+            json.text("section", &spec.section);
+            json.text("type", &spec.program_type.to_string());
+            json.optional(
+                "attach_type",
+                spec.attach_type.map(|t| t.to_string()).as_deref(),
+            );
+            json.optional("target", spec.target.as_deref());
+            json.flag("autoload", spec.autoload);
+            json.number("insns", spec.insn_count.into());
+            json.number("linked_insns", program.linked_insns as u64);
+            json.list("core_relocations", &program.core, |json, core| {
+                json.number("insn", core.insn.into());
+                json.text("kind", core.kind.name());
+                json.text("of", &core.what);
+            });
+        });
+        json.list("maps", object.maps(), map_json);
+        json.list("variables", object.variables(), |json, variable| {
+            let map = object.maps().get(variable.map as usize);
+            json.text("name", &variable.name);
+            json.optional("section", map.map(|m| m.name.as_str()));
+            json.number("offset", variable.offset.into());
+            json.number("size", variable.size.into());
+            json.flag("constant", map.is_some_and(|m| m.freeze));
+        });
+        json.list("externs", object.externs(), |json, symbol| {
+            json.text("name", &symbol.name);
+            json.flag("weak", symbol.weak);
+        });
+        json.close(b'}');
+        json.out.push(b'\n');
+    }
+}
+
+fn map_json(json: &mut Json<'_>, map: &MapSpec) {
+    json.text("name", &map.name);
+    json.text("type", &map.map_type.to_string());
+    json.number("key_size", map.key_size.into());
+    json.number("value_size", map.value_size.into());
+    json.number("max_entries", map.max_entries.into());
+    json.number("flags", map.flags.bits().into());
+    json.number("map_extra", map.map_extra);
+    json.text("pinning", &pinning(map));
+    if let Some(inner) = &map.inner {
+        json.open(Some("inner"), b'{');
+        map_json(json, inner);
+        json.close(b'}');
+    }
+    json.list("slots", &map.slots, |json, (key, slot)| {
+        json.number("key", (*key).into());
+        match slot {
+            Slot::Map(name) => json.text("map", name),
+            Slot::Program(name) => json.text("program", name),
+        }
+    });
+}
+
+fn pinning(map: &MapSpec) -> String {
+    match map.pinning {
+        Pinning::None => "none".to_owned(),
+        Pinning::ByName => "by-name".to_owned(),
+        Pinning::Custom(value) => value.to_string(),
+    }
+}
+
+/// Rows with aligned columns; prints nothing if there are none.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(header: &[&str]) -> Table {
+        Table {
+            rows: vec![header.iter().map(|h| (*h).to_owned()).collect()],
+        }
+    }
+
+    /// Adds a row. What an object chose to call things cannot disturb a
+    /// terminal.
+    fn row(&mut self, cells: Vec<String>) {
+        let clean = |cell: String| {
+            if cell.is_empty() {
+                return "-".to_owned();
+            }
+            if cell.chars().any(char::is_control) {
+                cell.escape_debug().to_string()
+            } else {
+                cell
+            }
+        };
+        self.rows.push(cells.into_iter().map(clean).collect());
+    }
+
+    fn print(&self, out: &mut Vec<u8>) {
+        let [header, rows @ ..] = self.rows.as_slice() else {
+            return;
+        };
+        if rows.is_empty() {
+            return;
+        }
+        if !out.is_empty() {
+            out.push(b'\n');
+        }
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..header.len()).map(width).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                line.push_str(cell);
+                line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
+            }
+            out.extend_from_slice(line.trim_end().as_bytes());
+            out.push(b'\n');
+        }
+    }
+}
+
+/// Writes JSON: commas, names and brackets.
+struct Json<'w> {
+    out: &'w mut Vec<u8>,
+    /// True right after a bracket was opened.
+    first: bool,
+}
+
+impl Json<'_> {
+    fn name(&mut self, name: Option<&str>) {
+        if !std::mem::take(&mut self.first) {
+            self.out.push(b',');
+        }
+        if let Some(name) = name {
+            json_string(self.out, name.as_bytes());
+            self.out.push(b':');
+        }
+    }
+
+    fn open(&mut self, name: Option<&str>, bracket: u8) {
+        self.name(name);
+        self.out.push(bracket);
+        self.first = true;
+    }
+
+    fn close(&mut self, bracket: u8) {
+        self.out.push(bracket);
+        self.first = false;
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.name(Some(name));
+        json_string(self.out, value.as_bytes());
+    }
+
+    fn optional(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => self.text(name, value),
+            None => self.word(name, "null"),
+        }
+    }
+
+    fn flag(&mut self, name: &str, value: bool) {
+        self.word(name, if value { "true" } else { "false" });
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.word(name, &value.to_string());
+    }
+
+    fn word(&mut self, name: &str, value: &str) {
+        self.name(Some(name));
+        self.out.extend_from_slice(value.as_bytes());
+    }
+
+    /// A list of objects.
+    fn list<T>(&mut self, name: &str, items: &[T], mut each: impl FnMut(&mut Self, &T)) {
+        self.open(Some(name), b'[');
+        for item in items {
+            self.open(None, b'{');
+            each(self, item);
+            self.close(b'}');
+        }
+        self.close(b']');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(name: &str, json: bool) -> String {
+        let path = format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"));
+        let object = open_object(path).unwrap();
+        let facts = Facts::of(&object).unwrap();
+        let mut out = Vec::new();
+        if json {
+            facts.json(&mut out);
+        } else {
+            facts.text(&mut out);
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn tables_show_what_is_declared() {
+        let text = printed("tailcall.bpf.o", false);
+        let row = text.lines().find(|l| l.starts_with("jumps")).unwrap();
+        assert!(row.contains("prog_array"), "{text}");
+        let row = text
+            .lines()
+            .find(|l| l.starts_with("tailcall_entry"))
+            .unwrap();
+        assert!(row.contains("socket_filter"), "{text}");
+        assert!(text.lines().all(|l| l == l.trim_end()));
+        let trace = printed("trace.bpf.o", false);
+        assert!(trace.contains("struct task_struct"), "{trace}");
+        assert!(trace.contains("sched/sched_process_exec"), "{trace}");
+    }
+
+    #[test]
+    fn json_is_balanced_and_names_everything() {
+        for object in [
+            "tailcall.bpf.o",
+            "maps.bpf.o",
+            "trace.bpf.o",
+            "globals.bpf.o",
+        ] {
+            let json = printed(object, true);
+            let count = |c: char| json.chars().filter(|x| *x == c).count();
+            assert_eq!(count('{'), count('}'), "{json}");
+            assert_eq!(count('['), count(']'), "{json}");
+            for wrong in [",,", "{,", "[,", ",}", ",]", ":,"] {
+                assert!(!json.contains(wrong), "{wrong} in {json}");
+            }
+        }
+        let json = printed("tailcall.bpf.o", true);
+        assert!(
+            json.contains(r#""slots":[{"key":0,"program":"tailcall_first"}"#),
+            "{json}"
+        );
+        let json = printed("maps.bpf.o", true);
+        assert!(
+            json.contains(r#""inner":{"name":"outer_hash.inner","type":"hash""#),
+            "{json}"
+        );
+    }
+}

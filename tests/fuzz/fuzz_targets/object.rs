@@ -1,0 +1,13 @@
+//! An object file: parsed, linked, relocated, its variables set.
+#![no_main]
+
+use ebpf_manager_fuzz::{bounded, object, parse};
+
+#[global_allocator]
+static MEMORY: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    if let Some(mut file) = bounded(&MEMORY, data, || parse(data)) {
+        object(&mut file);
+    }
+});
