@@ -1,7 +1,7 @@
 //! The smallest agent on the loader and the reader, without a manager: loads
 //! an embedded object, attaches its program, reads what has come and exits.
 //!
-//! `tests/size-gate` weighs it, `benches/load.rs` counts what it costs.
+//! `tests/size-gate` weighs it.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "the only output of a program")]
 
@@ -14,7 +14,7 @@ use ebpf_manager::bpf::{
 };
 use ebpf_manager::elf::{Object, ObjectError};
 
-static OBJECT: &[u8] = include_bytes!("../tests/programs/bench_a.bpf.o");
+static OBJECT: &[u8] = include_bytes!("../../../../tests/programs/bench_a.bpf.o");
 
 fn main() -> ExitCode {
     match run() {

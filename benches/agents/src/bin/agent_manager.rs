@@ -1,7 +1,7 @@
 //! The same agent as `agent.rs` on the whole manager: a reader thread, states,
 //! an ordered stop.
 //!
-//! `tests/size-gate` weighs it, `benches/load.rs` counts what it costs.
+//! `tests/size-gate` weighs it.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "the only output of a program")]
 
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe};
 
-static OBJECT: &[u8] = include_bytes!("../tests/programs/bench_a.bpf.o");
+static OBJECT: &[u8] = include_bytes!("../../../../tests/programs/bench_a.bpf.o");
 
 fn main() -> ExitCode {
     match run() {
