@@ -287,6 +287,10 @@ fn objects_kernel_variables() {
     assert_eq!(reason, MissingSymbol::NoType);
     let (symbol, reason) = missing(&object, "err_ksyms_variable_type");
     assert_eq!(symbol, "runqueues");
+    if reason == MissingSymbol::NoType && kernel_version() < (6, 1) {
+        // Builds with pahole 1.18 to 1.21 leave variables out.
+        return skip("this kernel's BTF has no variables");
+    }
     assert_eq!(reason, MissingSymbol::OtherType);
 
     if !require(&KERNEL_VARIABLES) {

@@ -150,10 +150,7 @@ impl Collection {
             resolver
         });
 
-        let externs = Externs::resolve(object, options.kernel_config.as_deref())
-            .map_err(|source| LoadError::Object { path: None, source })?;
-
-        let mut loader = Loader::new(object, options, &linker, externs)?;
+        let mut loader = Loader::new(object, options, &linker)?;
         loader.times.relocate = start.elapsed();
         loader.run(CoreRelocator::new(resolver))
     }
@@ -239,7 +236,6 @@ impl<'o> Loader<'o> {
         object: &'o Object,
         options: LoadOptions,
         linker: &'o Linker<'o>,
-        externs: Externs<'o>,
     ) -> Result<Loader<'o>, LoadError> {
         let unknown = options
             .include
@@ -276,6 +272,8 @@ impl<'o> Loader<'o> {
                 }));
             }
         }
+        let externs = Externs::resolve(object, &wanted, options.kernel_config.as_deref())
+            .map_err(|source| LoadError::Object { path: None, source })?;
         Ok(Loader {
             object,
             options,

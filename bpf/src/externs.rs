@@ -2,15 +2,15 @@
 //! not define: addresses, ids in the kernel's BTF, values of its
 //! configuration.
 //!
-//! Everything is looked up once per load. What is missing fails only the
-//! programs that use it.
+//! What the programs of a load use is looked up once. What is missing fails
+//! only the programs that use it.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use ebpf_manager_elf::btf::{NameQuery, TypeId};
 use ebpf_manager_elf::sort::sort;
-use ebpf_manager_elf::{ExternKind, KernelConfig, Object, ObjectError};
+use ebpf_manager_elf::{ExternKind, KernelConfig, Object, ObjectError, ProgramSpec};
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::abi::insn::{CALL, Insn, LD_IMM64, pseudo};
 use ebpf_manager_sys::bpf::{self as sys, ProgLoad};
@@ -68,7 +68,7 @@ pub(crate) struct Externs<'o> {
 }
 
 impl<'o> Externs<'o> {
-    /// Looks up everything the object asks for. `config_text` takes the place
+    /// Looks up what the programs `wanted` use. `config_text` takes the place
     /// of the running kernel's configuration.
     ///
     /// # Errors
@@ -76,6 +76,7 @@ impl<'o> Externs<'o> {
     /// variable that is declared for it.
     pub(crate) fn resolve(
         object: &'o Object,
+        wanted: &[&ProgramSpec],
         config_text: Option<&[u8]>,
     ) -> Result<Externs<'o>, ObjectError> {
         let mut externs = Externs {
@@ -83,10 +84,11 @@ impl<'o> Externs<'o> {
             resolved: Vec::with_capacity(object.externs().len()),
             config: Vec::new(),
         };
+        let used = object.used_externs(wanted.iter().copied());
         // Ids in instructions are the running kernel's, whichever BTF CO-RE is
         // told to use.
         let mut query = NameQuery::new();
-        object.add_extern_names(&mut query);
+        object.add_extern_names(&used, &mut query);
         query.finish();
         let mut hits = Vec::new();
         let kernel = if query.is_empty() {
@@ -101,6 +103,7 @@ impl<'o> Externs<'o> {
         let mut addresses = Vec::new();
         for (index, symbol) in object.externs().iter().enumerate() {
             externs.resolved.push(match symbol.kind {
+                _ if used.get(index) != Some(&true) => Resolved::Missing(MissingSymbol::Undefined),
                 ExternKind::Constant => Resolved::Number(0),
                 ExternKind::Config { offset, .. } => Resolved::Config(offset),
                 ExternKind::Address => {
@@ -121,7 +124,7 @@ impl<'o> Externs<'o> {
                 _ => Resolved::Missing(MissingSymbol::Undefined),
             });
         }
-        let mut config = object.kernel_config();
+        let mut config = object.kernel_config(&used);
         if config.as_ref().is_some_and(|c| c.needs(SYSCALL_WRAPPER)) && !WRAPPED_SYSCALL.is_empty()
         {
             addresses.push(Wanted::new(WRAPPED_SYSCALL, None));

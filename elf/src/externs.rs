@@ -16,7 +16,7 @@ use crate::core_relo;
 use crate::error::ObjectError;
 use crate::object::{Object, Target};
 use crate::sort::sort;
-use crate::spec::{ExternSpec, MapSpec};
+use crate::spec::{ExternSpec, MapSpec, ProgramSpec};
 
 /// Name of the section, and of the map, that holds configuration values.
 pub(crate) const KCONFIG: &str = ".kconfig";
@@ -254,18 +254,37 @@ impl Object {
         self.config_map
     }
 
-    /// Starts to collect the object's configuration values; `None` if it uses
-    /// none.
-    pub fn kernel_config(&self) -> Option<KernelConfig<'_>> {
+    /// For each of [`Object::externs`], whether one of these programs uses it.
+    pub fn used_externs<'p>(
+        &self,
+        programs: impl IntoIterator<Item = &'p ProgramSpec>,
+    ) -> Vec<bool> {
+        let mut used = vec![false; self.externs().len()];
+        let roots = programs.into_iter().map(|p| p.function).collect();
+        self.for_each_target(roots, &mut |target| {
+            if let Target::Extern(index) = target
+                && let Some(used) = used.get_mut(index as usize)
+            {
+                *used = true;
+            }
+        });
+        used
+    }
+
+    /// Starts to collect the object's configuration values; `None` if it has
+    /// none. `used` tells which externs are worth a value, as
+    /// [`Object::used_externs`] does.
+    pub fn kernel_config(&self, used: &[bool]) -> Option<KernelConfig<'_>> {
         let map = self.maps().get(self.config_map?)?;
         let mut values: Vec<ConfigValue<'_>> = (0..)
             .zip(self.externs())
-            .filter_map(|(index, symbol)| match symbol.kind {
+            .zip(used)
+            .filter_map(|((index, symbol), used)| match symbol.kind {
                 ExternKind::Config {
                     offset,
                     size,
                     value,
-                } => Some(ConfigValue {
+                } if *used => Some(ConfigValue {
                     name: &symbol.name,
                     index,
                     start: offset as usize,
@@ -284,10 +303,11 @@ impl Object {
     }
 
     /// Adds the names of kernel functions and variables that the object
-    /// declares to `query`, for one walk over the kernel's BTF.
-    pub fn add_extern_names<'o>(&'o self, query: &mut NameQuery<'o>) {
-        for symbol in self.externs() {
-            if let Some((_, kind)) = symbol.typed() {
+    /// declares, as far as they are `used`, to `query`, for one walk over the
+    /// kernel's BTF.
+    pub fn add_extern_names<'o>(&'o self, used: &[bool], query: &mut NameQuery<'o>) {
+        for (symbol, used) in self.externs().iter().zip(used) {
+            if *used && let Some((_, kind)) = symbol.typed() {
                 query.add(symbol.kernel_name(), KindSet::of(&[kind]));
             }
         }
@@ -393,26 +413,31 @@ impl Object {
 
     /// True if a function or one that it calls refers to `target`.
     fn uses(&self, function: u32, target: Target) -> bool {
-        let mut seen = vec![function];
-        let mut next = 0;
-        while let Some(&function) = seen.get(next) {
-            next += 1;
-            let relocs = self.functions.get(function as usize).and_then(|f| {
-                self.relocs
-                    .get(f.relocs.start as usize..f.relocs.end as usize)
-            });
-            for reloc in relocs.unwrap_or_default() {
-                if reloc.target == target {
-                    return true;
-                }
-                if let Target::Call(f) | Target::Address(f) = reloc.target
-                    && !seen.contains(&f)
-                {
-                    seen.push(f);
+        let mut found = false;
+        self.for_each_target(vec![function], &mut |t| found |= t == target);
+        found
+    }
+
+    /// Calls `visit` with everything that these functions, and those they
+    /// refer to, refer to.
+    fn for_each_target(&self, mut functions: Vec<u32>, visit: &mut dyn FnMut(Target)) {
+        let mut seen = vec![false; self.functions.len()];
+        while let Some(index) = functions.pop() {
+            let function = self.functions.get(index as usize);
+            let (Some(function), Some(seen)) = (function, seen.get_mut(index as usize)) else {
+                continue;
+            };
+            if std::mem::replace(seen, true) {
+                continue;
+            }
+            let relocs = function.relocs.start as usize..function.relocs.end as usize;
+            for reloc in self.relocs.get(relocs).unwrap_or_default() {
+                visit(reloc.target);
+                if let Target::Call(next) | Target::Address(next) = reloc.target {
+                    functions.push(next);
                 }
             }
         }
-        false
     }
 }
 
@@ -447,7 +472,7 @@ impl ExternSpec {
     }
 }
 
-/// The configuration values of an object, being collected.
+/// The configuration values that programs of an object use, being collected.
 ///
 /// Feed it the lines of a configuration and the numbers that the loader itself
 /// finds out (`LINUX_KERNEL_VERSION` and the like), then [`finish`]. What was
@@ -670,6 +695,11 @@ mod tests {
         object(include_bytes!("../../tests/programs/ksyms.bpf.o"))
     }
 
+    /// As if programs used every extern.
+    fn all(object: &Object) -> Vec<bool> {
+        vec![true; object.externs().len()]
+    }
+
     fn kind(object: &Object, name: &str) -> ExternKind {
         let mut externs = object.externs().iter();
         externs.find(|e| e.name == name).unwrap().kind
@@ -715,7 +745,7 @@ mod tests {
     fn configuration_values_must_fit() {
         let object = kconfig();
         let takes = |line: &str| {
-            let mut config = object.kernel_config().unwrap();
+            let mut config = object.kernel_config(&all(&object)).unwrap();
             let result = config.line(line.as_bytes());
             let name = line.split('=').next().unwrap();
             assert_eq!(config.needs(name), result.is_err(), "{line}");
@@ -758,7 +788,7 @@ mod tests {
             assert!(!takes(line), "{line}");
         }
 
-        let mut config = object.kernel_config().unwrap();
+        let mut config = object.kernel_config(&all(&object)).unwrap();
         assert!(config.needs_options() && config.needs("LINUX_KERNEL_VERSION"));
         assert!(!config.needs("CONFIG_T_OTHER"));
         config.line(b"CONFIG_T_OTHER=\"\xff\"").unwrap();
@@ -773,6 +803,30 @@ mod tests {
         let at = offset as usize;
         assert_eq!(contents[at..at + 4], 5_u32.to_ne_bytes());
         assert_eq!(missing.len(), object.externs().len() - 1);
+    }
+
+    #[test]
+    fn only_what_programs_use_is_looked_for() {
+        let object = kconfig();
+        let used = object.used_externs(object.program("kconfig_version"));
+        let names = object.externs().iter().zip(&used);
+        let names: Vec<_> = names.filter(|(_, u)| **u).map(|(s, _)| &s.name).collect();
+        assert_eq!(names, ["LINUX_KERNEL_VERSION"]);
+        let config = object.kernel_config(&used).unwrap();
+        assert!(config.needs("LINUX_KERNEL_VERSION") && !config.needs_options());
+        let (contents, missing) = config.finish();
+        let map = &object.maps()[object.config_map().unwrap()];
+        assert_eq!(contents.len(), map.value_size as usize);
+        assert_eq!(missing.len(), 1);
+
+        let object = ksyms();
+        let used = object.used_externs(object.program("ksyms_untyped"));
+        let mut query = NameQuery::new();
+        object.add_extern_names(&used, &mut query);
+        assert!(query.is_empty());
+        let used = object.used_externs(object.programs());
+        assert!(used.iter().all(|used| *used));
+        assert_eq!(object.used_externs([]), vec![false; used.len()]);
     }
 
     #[test]
@@ -792,7 +846,7 @@ mod tests {
         assert_eq!(btf.get(type_id).unwrap().vlen(), 2);
         let weak = object.externs().iter().filter(|e| e.weak);
         assert_eq!(weak.count(), 5);
-        assert!(object.kernel_config().is_none() && object.config_map().is_none());
+        assert!(object.kernel_config(&all(&object)).is_none() && object.config_map().is_none());
         let mut object = object;
         let declared = object.set_symbol_constant("_stext", 1, &[]).unwrap_err();
         assert!(declared.to_string().contains("no constant"), "{declared}");
@@ -817,7 +871,7 @@ mod tests {
 
         let object = ksyms();
         let mut query = NameQuery::new();
-        object.add_extern_names(&mut query);
+        object.add_extern_names(&all(&object), &mut query);
         query.finish();
         let mut hits = Vec::new();
         let kernel = Btf::scan(&bytes, None, &query, &mut hits).unwrap();
