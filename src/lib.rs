@@ -43,6 +43,6 @@ pub use ebpf_manager_bpf::elf;
 
 pub use error::ManagerError;
 pub use manager::{Builder, Manager, MapRef, ObjectSource, ProgramRef, Times, VariableRef};
-pub use probe::{Hook, Outcome, Probe, ProbeId};
+pub use probe::{Hook, Outcome, Probe, ProbeId, Socket};
 pub use state::{Action, State};
 pub use stream::StreamStats;

@@ -704,7 +704,7 @@ fn attach_one(live: &Live, probe: &Probe) -> Result<Result<Link, LinkError>, Man
             name,
         });
     };
-    match probe.hook.attach(program) {
+    match probe.hook.attach(program, &live.collection) {
         Ok(Some(link)) => Ok(Ok(link)),
         Ok(None) => Err(ManagerError::NoHook {
             probe: probe.id.clone(),

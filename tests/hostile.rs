@@ -315,17 +315,17 @@ fn functions_inside_each_other() {
     let mut file = File::new();
     let mut code = Vec::new();
     for nth in 0..N {
-        code.extend_from_slice(&call((N - 2 * nth - 1) as i32));
+        code.extend_from_slice(&call((N - 1) as i32));
     }
     code.extend(EXIT.repeat(N));
     let code = file.add(".text", PROGBITS, CODE, &code);
     let name = file.name("f");
-    for nth in 1..2 * N {
+    for nth in 0..2 * N {
         file.symbol(name, FUNC, code, nth * 8, (2 * N - nth) * 8);
     }
     let main = file.add("socket", PROGBITS, CODE, &[call(-1), EXIT].concat());
     file.function("main", main, 0, 2);
-    let section = file.symbol(0, 3, code, 8, 0);
+    let section = file.symbol(0, 3, code, 0, 0);
     file.relocate(main, [(0, section)].into_iter());
     let object = parsed("functions inside each other", file);
     let linker = object.linker().unwrap();
@@ -370,7 +370,8 @@ fn long_names() {
 fn sections_inside_each_other() {
     const N: usize = 60_000;
     let mut file = File::new();
-    let at = file.put(&call(-1).repeat(N));
+    let calls: Vec<_> = (0..N as i32).flat_map(|nth| call(-nth - 1)).collect();
+    let at = file.put(&calls);
     let name = file.name("f");
     let section_name = file.name("socket");
     for _ in 0..8_000 {

@@ -288,6 +288,43 @@ fn types_survive_damage_and_truncation() {
     }
 }
 
+/// Types that lead back to themselves, alone and by way of their neighbour.
+#[test]
+fn circular_types_end() {
+    for (name, bytes) in objects() {
+        let elf = Elf::read(&bytes);
+        let Some(section) = elf.range(&bytes, ".BTF") else {
+            continue;
+        };
+        let references = mutation::references(&bytes[section.clone()]);
+        for (id, at) in (1_u32..).zip(&references) {
+            let Some(at) = at.map(|at| section.start + at) else {
+                continue;
+            };
+            let mut circular = bytes.clone();
+            circular[at..at + 4].copy_from_slice(&id.to_le_bytes());
+            let mut both = bytes.clone();
+            if let Some(Some(next)) = references.get(id as usize) {
+                let next = section.start + next;
+                both[at..at + 4].copy_from_slice(&(id + 1).to_le_bytes());
+                both[next..next + 4].copy_from_slice(&id.to_le_bytes());
+            }
+            for (bytes, what) in [(circular, "itself"), (both, "its neighbour")] {
+                let done = format!("type {id} leads to {what}");
+                bounded(&name, 0, &done, bytes.len(), || {
+                    exercise_btf(&bytes[section.clone()]);
+                });
+                // Every type of an object is like one of these few.
+                if id % 4 == 0 {
+                    bounded(&name, 0, &done, bytes.len(), || {
+                        let _ = exercise(&bytes, None);
+                    });
+                }
+            }
+        }
+    }
+}
+
 /// The kernel's types may be damaged, too: a file given instead of them.
 #[test]
 fn core_relocations_survive_damaged_targets() {

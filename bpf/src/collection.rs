@@ -17,6 +17,7 @@ use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::map_memory::MapMemory;
 use ebpf_manager_sys::{Errno, SysError};
 
+use crate::attach_btf::{self, AttachPoint, AttachTo};
 use crate::core::CoreRelocator;
 use crate::error::{LoadError, MapError, ProgramError};
 use crate::externs::Externs;
@@ -49,6 +50,10 @@ pub struct LoadOptions {
     pub exclude: Vec<String>,
     /// Maps to use instead of creating those of the same name.
     pub replace_maps: Vec<Map>,
+    /// Where programs go that are loaded for their hook (fentry and its kin,
+    /// tp_btf, LSM, iterators), if not where their section says; freplace
+    /// programs need one, which names the program to change.
+    pub attach_to: Vec<AttachTo>,
     /// Called with every program, in this order, after linking and CO-RE and
     /// before it is loaded, to look at its instructions and change them.
     ///
@@ -77,6 +82,7 @@ impl Default for LoadOptions {
             include: Vec::new(),
             exclude: Vec::new(),
             replace_maps: Vec::new(),
+            attach_to: Vec::new(),
             patchers: Vec::new(),
         }
     }
@@ -122,8 +128,15 @@ impl Collection {
             .linker()
             .map_err(|source| LoadError::Object { path: None, source })?;
 
+        let mut loader = Loader::new(object, options, &linker)?;
+
         // The kernel's types are walked once, for all names the object asks
         // for, and only if it asks for any.
+        let targets = loader
+            .wanted
+            .iter()
+            .map(|spec| attach_btf::wanted(spec, &loader.options.attach_to))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut query = NameQuery::new();
         let local = linker
             .btf()
@@ -131,8 +144,9 @@ impl Collection {
         if let Some(local) = local {
             add_roots(&mut query, local, linker.core_relos());
         }
+        attach_btf::add_names(&mut query, &targets);
         query.finish();
-        let kernel = match (query.is_empty(), &options.kernel_btf) {
+        let kernel = match (query.is_empty(), &loader.options.kernel_btf) {
             (true, _) => None,
             (false, Some(btf)) => Some(Arc::clone(btf)),
             (false, None) => Some(KernelBtf::vmlinux()?),
@@ -142,6 +156,13 @@ impl Collection {
             Some(kernel) => Some(kernel.scan(&query, &mut hits)?),
             None => None,
         };
+        loader.attach_points = attach_btf::resolve(
+            &loader.wanted,
+            &targets,
+            &loader.options.attach_to,
+            &query,
+            target.as_ref().map(|btf| (btf, hits.as_slice())),
+        )?;
         let resolver = local.map(|local| {
             let mut resolver = Resolver::new(local, &query);
             if let Some(target) = &target {
@@ -150,7 +171,6 @@ impl Collection {
             resolver
         });
 
-        let mut loader = Loader::new(object, options, &linker)?;
         loader.times.relocate = start.elapsed();
         loader.run(CoreRelocator::new(resolver))
     }
@@ -210,6 +230,8 @@ struct Loader<'o> {
     linker: &'o Linker<'o>,
     externs: Externs<'o>,
     wanted: Vec<&'o ProgramSpec>,
+    /// By wanted program.
+    attach_points: Vec<AttachPoint>,
     btf: Option<OwnedFd>,
     maps: Vec<Map>,
     programs: Vec<Program>,
@@ -241,8 +263,10 @@ impl<'o> Loader<'o> {
             .include
             .iter()
             .chain(&options.exclude)
+            .map(String::as_str)
+            .chain(options.attach_to.iter().map(AttachTo::name))
             .find(|name| object.program(name).is_none())
-            .map(|name| ("program", name.as_str()))
+            .map(|name| ("program", name))
             .or_else(|| {
                 let unknown = options
                     .replace_maps
@@ -280,6 +304,7 @@ impl<'o> Loader<'o> {
             linker,
             externs,
             wanted,
+            attach_points: Vec::new(),
             btf: None,
             maps: Vec::new(),
             programs: Vec::new(),
@@ -418,7 +443,7 @@ impl<'o> Loader<'o> {
         let license = self.object.license().unwrap_or_default();
         let license = CString::new(license).unwrap_or_default();
         let mut linked = LinkedProgram::default();
-        for spec in std::mem::take(&mut self.wanted) {
+        for (at, spec) in std::mem::take(&mut self.wanted).into_iter().enumerate() {
             let start = Instant::now();
             self.linker
                 .link(spec, &mut linked)
@@ -439,7 +464,10 @@ impl<'o> Loader<'o> {
             self.times.relocate += start.elapsed();
 
             let start = Instant::now();
+            let point = self.attach_points.get(at);
             let context = ProgramContext {
+                attach_btf_id: point.map_or(0, |point| point.btf_id),
+                attach_to: point.and_then(AttachPoint::of),
                 license: &license,
                 kernel_version: self.object.kernel_version().unwrap_or(0),
                 btf: self.btf.as_ref().map(AsFd::as_fd),

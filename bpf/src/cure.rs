@@ -44,6 +44,24 @@ pub enum Cure {
     MountTracefs,
     /// A pin path lies outside a BPF file system.
     MountBpffs,
+    /// The kernel was built without kprobes.
+    NoKprobes,
+    /// The kernel was built without uprobes.
+    NoUprobes,
+    /// The kernel has no function of this name.
+    NoSuchSymbol {
+        /// Functions that the compiler made of one of that name.
+        similar: Vec<String>,
+    },
+    /// The function exists, and the kernel lets nobody probe it there.
+    NotTraceable,
+    /// Several functions bear the name.
+    AmbiguousSymbol {
+        /// How many.
+        count: usize,
+    },
+    /// The machine does not count this event.
+    NoSuchEvent,
 }
 
 impl fmt::Display for Cure {
@@ -85,6 +103,35 @@ impl fmt::Display for Cure {
             Cure::MountBpffs => {
                 f.write_str("pin below a BPF file system: mount -t bpf bpf /sys/fs/bpf")
             }
+            Cure::NoKprobes => f.write_str(
+                "this kernel is built without kprobes (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS): \
+                 use a tracepoint or a raw tracepoint",
+            ),
+            Cure::NoUprobes => {
+                f.write_str("this kernel is built without uprobes (CONFIG_UPROBE_EVENTS)")
+            }
+            Cure::NoSuchSymbol { similar } if similar.is_empty() => f.write_str(
+                "the kernel has no function of this name: it is from another version, inlined \
+                 everywhere, or in a module that is not loaded",
+            ),
+            Cure::NoSuchSymbol { similar } => write!(
+                f,
+                "the compiler left no function of this exact name: try {}",
+                similar.join(" or ")
+            ),
+            Cure::NotTraceable => f.write_str(
+                "the function exists but cannot be probed there: it is marked notrace or \
+                 nokprobe, or the offset is not where an instruction starts",
+            ),
+            Cure::AmbiguousSymbol { count } => write!(
+                f,
+                "{count} functions of the kernel have this name: say module:function, or probe a \
+                 caller"
+            ),
+            Cure::NoSuchEvent => f.write_str(
+                "this machine does not count that event (virtual machines often have no hardware \
+                 counters): use a software event, such as the CPU clock",
+            ),
         }
     }
 }

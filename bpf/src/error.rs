@@ -8,15 +8,25 @@ use ebpf_manager_elf::ObjectError;
 use ebpf_manager_elf::btf::BtfError;
 use ebpf_manager_elf::core_relo::CoreError;
 use ebpf_manager_elf::edit::PatchError;
+use ebpf_manager_elf::symbols::SymbolError;
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::Cure;
+use crate::link::{AttachedProgram, Mechanism};
 use crate::verifier_log::{SourceLine, VerifierLog};
 
 /// `": cure"` or nothing.
 pub(crate) fn hint(cure: Option<&Cure>) -> String {
     cure.map(|c| format!("; {c}")).unwrap_or_default()
+}
+
+fn no_target(what: &str, name: &str) -> String {
+    if name.is_empty() {
+        format!("its section names no {what}; say which in the load options")
+    } else {
+        format!("no {what} {name} here (looked for in BTF)")
+    }
 }
 
 /// A failed operation on a map.
@@ -120,6 +130,18 @@ pub enum ProgramError {
         symbol: String,
         /// Where it was looked for.
         reason: Box<MissingSymbol>,
+    },
+    /// The place that the program is loaded for does not exist here, or
+    /// nothing says which it is.
+    #[error("program {program}: {}", no_target(what, name))]
+    NoAttachTarget {
+        /// C function name.
+        program: String,
+        /// `"kernel function"`, `"tracepoint"`, `"LSM hook"`, `"iterator"` or
+        /// `"function of a target program"`.
+        what: &'static str,
+        /// Its name; empty if none was given.
+        name: String,
     },
     /// A CO-RE relocation is malformed or ambiguous.
     #[error("program {program}: {source}")]
@@ -366,6 +388,14 @@ pub enum LinkError {
         /// What would help, if that shows.
         cure: Option<Cure>,
     },
+    /// A user binary has no such function, or more than one.
+    #[error("{}: {source}", path.display())]
+    Symbol {
+        /// The binary.
+        path: PathBuf,
+        /// What is wrong.
+        source: SymbolError,
+    },
     /// The program is of the wrong type for this hook.
     #[error("a {found} program cannot be attached to a {hook}; it takes {expected}")]
     WrongType {
@@ -384,6 +414,42 @@ pub enum LinkError {
         target: String,
         /// Mechanism and the kernel's answer to it.
         tried: Vec<(&'static str, SysError)>,
+        /// What would help, if that shows.
+        cure: Option<Cure>,
+    },
+    /// There is no such network interface.
+    #[error("no {interface}: {source}")]
+    NoInterface {
+        /// Name or index, and the namespace if it was named.
+        interface: String,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// Another program is in the way.
+    #[error("attach to {target}: {by} is attached there: {source}")]
+    AlreadyAttached {
+        /// The hook and its target: `"XDP of eth0"`.
+        target: String,
+        /// The program.
+        by: AttachedProgram,
+        /// The kernel's answer.
+        source: SysError,
+    },
+    /// What holds this attachment has no such operation on any kernel.
+    #[error("link to {target}: a {mechanism} cannot {operation}")]
+    Impossible {
+        /// The hook and its target.
+        target: String,
+        /// How it is attached.
+        mechanism: Mechanism,
+        /// `"be pinned"`, `"change its program"`, …
+        operation: &'static str,
+    },
+    /// The link could not be pinned, or a pin could not be opened.
+    #[error("{source}{}", hint(cure.as_ref()))]
+    Pin {
+        /// The kernel's answer, with the path.
+        source: SysError,
         /// What would help, if that shows.
         cure: Option<Cure>,
     },
@@ -426,10 +492,16 @@ impl LinkError {
     pub fn is(&self, errno: Errno) -> bool {
         match self {
             LinkError::NoTarget { source, .. }
+            | LinkError::NoInterface { source, .. }
+            | LinkError::AlreadyAttached { source, .. }
+            | LinkError::Pin { source, .. }
             | LinkError::Detach { source, .. }
             | LinkError::Operation { source, .. } => source.is(errno),
             LinkError::Attach { tried, .. } => tried.last().is_some_and(|(_, e)| e.is(errno)),
-            LinkError::WrongType { .. } | LinkError::Unsupported { .. } => false,
+            LinkError::Symbol { .. }
+            | LinkError::WrongType { .. }
+            | LinkError::Unsupported { .. }
+            | LinkError::Impossible { .. } => false,
         }
     }
 }

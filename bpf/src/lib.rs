@@ -24,6 +24,7 @@
 //! fails leaves nothing behind. The crate prints nothing and starts no thread.
 #![forbid(unsafe_code)]
 
+mod attach_btf;
 mod collection;
 mod core;
 mod cure;
@@ -40,6 +41,7 @@ mod reader;
 mod variable;
 mod verifier_log;
 
+pub use attach_btf::AttachTo;
 pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
 pub use cure::Cure;
 pub use error::{
@@ -47,7 +49,14 @@ pub use error::{
     Rejection,
 };
 pub use kernel_btf::KernelBtf;
-pub use link::{Link, Mechanism};
+pub use link::{
+    AttachedProgram, CgroupOptions, ClsactOptions, Direction, Fragments, HookPrograms, Interface,
+    IterOver, KernelFunction, Kprobe, KprobeMulti, Link, Mechanism, Method, NetNamespace,
+    NetfilterFamily, NetfilterHook, NetfilterOptions, NetkitEnd, Order, PerfHook, Place, ProbeOn,
+    QdiscCleanup, Sampling, Sharing, TcAttach, Tracing, Uprobe, UprobeMulti, UserPlace, Verdict,
+    XdpMode, XdpOptions, cgroup_programs, remove_stale_probe_events, syscall_function,
+    syscall_function_in, traceable_functions,
+};
 pub use map::{Loss, Map};
 pub use program::Program;
 pub use reader::{RingBufferReader, Waiter};
@@ -55,9 +64,11 @@ pub use variable::Variable;
 pub use verifier_log::{SourceLine, VerifierLog};
 
 pub use ebpf_manager_elf as elf;
-pub use ebpf_manager_sys::abi::bpf::{AttachType, ElemFlags, MapFlags, MapType, ProgramType};
+pub use ebpf_manager_sys::abi::bpf::{
+    AttachType, CgroupIterOrder, ElemFlags, MapFlags, MapType, ProgramType,
+};
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
-pub use ebpf_manager_sys::bpf::{TestRun, TestRunResult};
+pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::KernelVersion;
 pub use ebpf_manager_sys::{Errno, SysError};

@@ -38,6 +38,8 @@ pub(crate) struct ProgramContext<'a> {
     pub(crate) kernel_version: u32,
     pub(crate) btf: Option<BorrowedFd<'a>>,
     pub(crate) log_limit: usize,
+    pub(crate) attach_btf_id: u32,
+    pub(crate) attach_to: Option<BorrowedFd<'a>>,
 }
 
 /// First size of the log buffer; it grows to what the kernel reports.
@@ -180,6 +182,8 @@ impl Program {
             kern_version: context.kernel_version,
             expected_attach_type: spec.attach_type.unwrap_or_default(),
             btf: context.btf,
+            attach_btf_id: context.attach_btf_id,
+            attach_to: context.attach_to,
             ..ProgLoad::default()
         };
         if debug {

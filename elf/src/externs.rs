@@ -14,7 +14,7 @@ use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 use crate::btf::{Btf, Kind, KindSet, Linkage, NameHit, NameQuery, Type, TypeId, essential_name};
 use crate::core_relo;
 use crate::error::ObjectError;
-use crate::object::{Object, Target};
+use crate::object::{Object, SHARING, Target};
 use crate::sort::sort;
 use crate::spec::{ExternSpec, MapSpec, ProgramSpec};
 
@@ -141,6 +141,8 @@ pub(crate) fn classify(
     }
 
     let mut values = Vec::new();
+    // Names may share their text: see `SHARING`.
+    let mut left = btf.raw().len().saturating_mul(SHARING);
     for (symbol, index) in declared(btf, sections.kconfig, &known) {
         let name = btf.name(symbol.name_off());
         let place = symbol.target().and_then(|id| {
@@ -158,14 +160,23 @@ pub(crate) fn classify(
                     .to_owned(),
             });
         };
-        let index = index.unwrap_or_else(|| {
-            externs.push(ExternSpec {
-                name: name.to_owned(),
-                weak: true,
-                kind: ExternKind::Constant,
-            });
-            externs.len() - 1
-        });
+        let index = match index {
+            Some(index) => index,
+            None => {
+                left = left
+                    .checked_sub(name.len())
+                    .ok_or_else(|| ObjectError::Symbol {
+                        symbol: name.to_owned(),
+                        what: "declared too often, or under too long a name".to_owned(),
+                    })?;
+                externs.push(ExternSpec {
+                    name: name.to_owned(),
+                    weak: true,
+                    kind: ExternKind::Constant,
+                });
+                externs.len() - 1
+            }
+        };
         values.push((Reverse(align), size, value, index));
     }
     let Some(section) = sections.kconfig.filter(|_| !values.is_empty()) else {

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod btf;
+pub mod check;
 pub mod core_relo;
 mod cursor;
 mod disasm;
@@ -24,10 +25,12 @@ mod link;
 mod load_btf;
 mod maps;
 mod object;
+mod reach;
 pub mod section;
 #[doc(hidden)]
 pub mod sort;
 mod spec;
+pub mod symbols;
 
 pub use disasm::disassemble;
 pub use ebpf_manager_sys::abi::insn;
@@ -36,4 +39,5 @@ pub use externs::{ConfigType, ExternKind, KernelConfig};
 pub use image::Bytes;
 pub use link::{Fixup, FixupTarget, LinkedCoreRelo, LinkedProgram, Linker};
 pub use object::Object;
+pub use reach::reachable;
 pub use spec::{Contents, ExternSpec, MapSpec, Pinning, ProgramSpec, Slot, VariableSpec};

@@ -14,15 +14,16 @@ use crate::error::ObjectError;
 use crate::sort::sort;
 use crate::spec::{MapSpec, Pinning, Slot};
 
+/// Members of a definition in BTF at most; those that have a meaning are
+/// fewer.
+const MAX_MEMBERS: u32 = 32;
+
 /// A definition, with what the symbol table must complete.
 pub(crate) struct Definition {
     pub(crate) spec: MapSpec,
     /// Byte offset of the `values` member.
     pub(crate) values: Option<u32>,
 }
-
-/// Members of a definition at most; those that have a meaning are fewer.
-const MAX_MEMBERS: u32 = 32;
 
 /// Reads every definition of the data section `.maps`, in the object's order.
 pub(crate) fn btf_maps(

@@ -4,6 +4,7 @@
 //! their relocations already resolved to maps, variables and other functions,
 //! so that linking a program (see [`crate::link`]) never looks at ELF again.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
@@ -12,7 +13,7 @@ use object::read::elf::{FileHeader, Rel, SectionHeader, SectionTable, Sym, Symbo
 use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
-use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery};
+use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery, TypeId};
 use crate::cursor::slice_at;
 use crate::error::{ObjectError, machine_name};
 use crate::externs::{self, Constant, Declarations, ExternKind};
@@ -33,8 +34,10 @@ pub(crate) const INSN_SIZE: usize = 8;
 ///
 /// Names may end in the same text and sections claim the same bytes: what is
 /// copied or looked through for each of them could grow with the square of the
-/// file. Compilers share hardly anything.
-pub(crate) const SHARING: usize = 16;
+/// file. Compilers share little text and no sections, whose bytes count
+/// [`SECTION`]fold.
+pub(crate) const SHARING: usize = 8;
+const SECTION: usize = 4;
 
 /// An eBPF object file, parsed.
 ///
@@ -208,14 +211,15 @@ impl Object {
         self.maps.iter().find(|m| m.name == name)
     }
 
-    /// Global variables.
+    /// Global variables, sorted by name.
     pub fn variables(&self) -> &[VariableSpec] {
         &self.variables
     }
 
     /// The global variable of this name.
     pub fn variable(&self, name: &str) -> Option<&VariableSpec> {
-        self.variables.iter().find(|v| v.name == name)
+        let at = self.variables.partition_point(|v| v.name.as_str() < name);
+        self.variables.get(at).filter(|v| v.name == name)
     }
 
     /// Gives a global variable its initial value, in this machine's byte
@@ -293,6 +297,10 @@ struct Parser<'d> {
     sections: Sections<'d>,
     symbols: Symbols<'d>,
     object: Object,
+    /// See [`Parser::charge`].
+    left: Cell<usize>,
+    /// Undefined symbols with their numbers among the externs, by name.
+    extern_names: Vec<(&'d str, u32)>,
     /// By ELF section index: index into `codes` plus one.
     code_of: Vec<u32>,
     /// By ELF section index: index into `data_sections` plus one.
@@ -307,14 +315,7 @@ struct Parser<'d> {
     placed_maps: Vec<PlacedMap>,
     /// Maps that other objects define, by name and index.
     extern_maps: Vec<(String, u32)>,
-    /// Bytes of names that may still be copied, see [`Parser::name`].
-    names_left: usize,
 }
-
-/// Bytes of names that are copied for each byte of the file, at most. Names
-/// are in the file once each, but for section names, which are copied for
-/// each of their programs.
-const NAMES_PER_BYTE: usize = 16;
 
 /// A symbol that names a map.
 struct MapSymbol<'d> {
@@ -395,6 +396,8 @@ impl<'d> Parser<'d> {
             bytes,
             sections,
             symbols,
+            left: Cell::new(data.len().saturating_mul(SHARING)),
+            extern_names: Vec::new(),
             object: Object {
                 bytes: bytes.clone(),
                 codes: Vec::new(),
@@ -419,7 +422,6 @@ impl<'d> Parser<'d> {
             legacy_maps: Vec::new(),
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
-            names_left: data.len().saturating_mul(NAMES_PER_BYTE),
             extern_maps: Vec::new(),
         })
     }
@@ -442,19 +444,30 @@ impl<'d> Parser<'d> {
         Ok(self.object)
     }
 
+    /// Accounts for bytes that are about to be copied or looked through, once
+    /// for each place that refers to them.
+    ///
+    /// # Errors
+    /// If too many places share the same bytes, see [`SHARING`].
+    fn charge(&self, bytes: usize) -> Result<(), ObjectError> {
+        match self.left.get().checked_sub(bytes) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
+            None => Err(ObjectError::malformed(
+                "its sections and symbols repeat more than the file could hold",
+            )),
+        }
+    }
+
     fn section_name(
         &self,
         header: &'d elf::SectionHeader64<NativeEndian>,
     ) -> Result<&'d str, ObjectError> {
         let name = self.sections.section_name(E, header).map_err(bad)?;
+        self.charge(name.len())?;
         std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a section name is not UTF-8"))
-    }
-
-    /// A copy of a name. Symbols may share one long name, so that a small file
-    /// could ask for copies without end.
-    fn name(&mut self, name: &str) -> Result<String, ObjectError> {
-        take(&mut self.names_left, name.len())?;
-        Ok(name.to_owned())
     }
 
     /// The file range of a section that has bytes.
@@ -474,6 +487,7 @@ impl<'d> Parser<'d> {
         if end > self.data.len() {
             return Err(outside());
         }
+        self.charge((end - start).saturating_mul(SECTION))?;
         Ok(start..end)
     }
 
@@ -502,9 +516,8 @@ impl<'d> Parser<'d> {
                             ),
                         ));
                     }
-                    let name = self.name(name)?;
                     self.object.codes.push(Code {
-                        name,
+                        name: name.to_owned(),
                         file_range: range,
                     });
                     self.code_of[index] = self.object.codes.len() as u32;
@@ -568,14 +581,13 @@ impl<'d> Parser<'d> {
             Contents::Object(self.shared(name, range)?)
         };
         let read_only = name.starts_with(".rodata");
-        let owned = self.name(name)?;
         self.data_of[index] = self.object.data_sections.len() as u32 + 1;
         self.object.data_sections.push(DataSection {
             map: self.object.maps.len() as u32,
             size,
         });
         self.object.maps.push(MapSpec {
-            name: owned,
+            name: name.to_owned(),
             map_type: MapType::ARRAY,
             key_size: 4,
             value_size: size,
@@ -594,6 +606,7 @@ impl<'d> Parser<'d> {
 
     fn symbol_name(&self, symbol: &'d elf::Sym64<NativeEndian>) -> Result<&'d str, ObjectError> {
         let name = self.symbols.symbol_name(E, symbol).map_err(bad)?;
+        self.charge(name.len())?;
         std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a symbol name is not UTF-8"))
     }
 
@@ -637,11 +650,16 @@ impl<'d> Parser<'d> {
                 });
             }
         }
+        // Of several of one name the first in the file comes first.
+        let place = |v: &VariableSpec| (v.map, v.offset, v.size);
+        sort(&mut self.object.variables, |a, b| {
+            (&a.name, place(a)) < (&b.name, place(b))
+        });
         self.close_functions()
     }
 
     fn holds_maps(&self, section: usize) -> bool {
-        self.btf_maps == Some(section) || self.legacy_maps.contains(&section)
+        self.btf_maps == Some(section) || self.legacy_maps.binary_search(&section).is_ok()
     }
 
     fn add_function(
@@ -650,7 +668,6 @@ impl<'d> Parser<'d> {
         code: u32,
     ) -> Result<(), ObjectError> {
         let name = self.symbol_name(symbol)?;
-        let owned = self.name(name)?;
         let section = &self.object.codes[code as usize];
         let total = section.file_range.len() as u64;
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
@@ -661,7 +678,7 @@ impl<'d> Parser<'d> {
             ));
         }
         self.object.functions.push(Function {
-            name: owned,
+            name: name.to_owned(),
             code,
             start: (start / 8) as u32,
             len: (size / 8) as u32,
@@ -678,7 +695,6 @@ impl<'d> Parser<'d> {
         data: u32,
     ) -> Result<(), ObjectError> {
         let name = self.symbol_name(symbol)?;
-        let owned = self.name(name)?;
         let section = &self.object.data_sections[data as usize];
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
         if start > u64::from(section.size) || size > u64::from(section.size) - start {
@@ -694,7 +710,7 @@ impl<'d> Parser<'d> {
             map.flags |= MapFlags::MMAPABLE;
         }
         self.object.variables.push(VariableSpec {
-            name: owned,
+            name: name.to_owned(),
             map: section.map,
             offset: start as u32,
             size: size as u32,
@@ -760,9 +776,11 @@ impl<'d> Parser<'d> {
         query.finish();
         let mut hits = Vec::new();
         btf.find_all(&query, &mut hits);
+        sort(&mut hits, |a, b| a < b);
         let section = |name: &str| {
             let position = query.position(name.as_bytes())?;
-            Some(hits.iter().find(|hit| hit.name == position)?.id)
+            let hit = hits.get(hits.partition_point(|hit| hit.name < position))?;
+            (hit.name == position).then_some(hit.id)
         };
         declarations.kconfig = section(externs::KCONFIG);
         declarations.ksyms = section(externs::KSYMS);
@@ -772,7 +790,7 @@ impl<'d> Parser<'d> {
             map.value_type_id = id.unwrap_or_default();
         }
         if let Some(id) = maps {
-            maps::btf_maps(&btf, id, &mut |definition| self.place_map(definition))?;
+            self.place_maps(&btf, id)?;
         }
         self.object.btf_index = Some(btf.into_index());
         Ok(declarations)
@@ -794,36 +812,46 @@ impl<'d> Parser<'d> {
         Ok(())
     }
 
-    /// Finds the symbol of a map; each symbol is one map's.
-    fn place_map(&mut self, definition: maps::Definition) -> Result<(), ObjectError> {
-        let map = self.object.maps.len() as u32;
-        if definition.spec.external {
-            let name = self.name(&definition.spec.name)?;
-            self.extern_maps.push((name, map));
-            self.object.maps.push(definition.spec);
-            return Ok(());
-        }
-        // clang leaves the variable's offset in BTF at 0; the symbol has it.
-        let symbol = self
-            .map_symbols
-            .iter()
-            .position(|s| Some(s.section) == self.btf_maps && s.name == definition.spec.name);
-        let Some(symbol) = symbol else {
-            return Err(ObjectError::Map {
-                map: definition.spec.name,
-                what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
+    /// Reads the definitions of `.maps` and finds the symbol of each; a symbol
+    /// is one map's.
+    fn place_maps(&mut self, btf: &Btf<'_>, section: TypeId) -> Result<(), ObjectError> {
+        let symbols = self.map_symbols.iter();
+        let mut symbols: Vec<_> = symbols
+            .filter(|s| Some(s.section) == self.btf_maps)
+            .map(|s| (s.name, Some((s.section, s.offset))))
+            .collect();
+        sort(&mut symbols, |a, b| a < b);
+        maps::btf_maps(btf, section, &mut |definition| {
+            let spec = definition.spec;
+            // The inner map's name derives from it.
+            self.charge(2 * spec.name.len())?;
+            let map = self.object.maps.len() as u32;
+            if spec.external {
+                // No symbol bounds their number.
+                self.charge(size_of::<MapSpec>() / 2)?;
+                self.extern_maps.push((spec.name.clone(), map));
+                self.object.maps.push(spec);
+                return Ok(());
+            }
+            // clang leaves the variable's offset in BTF at 0; the symbol has it.
+            let at = symbols.partition_point(|(name, _)| *name < spec.name.as_str());
+            let place = symbols.get_mut(at).filter(|(name, _)| *name == spec.name);
+            let Some((section, offset)) = place.and_then(|(_, place)| place.take()) else {
+                return Err(ObjectError::Map {
+                    map: spec.name,
+                    what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
+                });
+            };
+            self.placed_maps.push(PlacedMap {
+                section,
+                offset,
+                map,
+                values: definition.values,
             });
-        };
-        let symbol = self.map_symbols.swap_remove(symbol);
-        // The inner map's name derives from it.
-        take(&mut self.names_left, 2 * symbol.name.len())?;
-        self.placed_maps.push(PlacedMap {
-            section: symbol.section,
-            offset: symbol.offset,
-            map,
-            values: definition.values,
-        });
-        self.object.maps.push(definition.spec);
+            self.object.maps.push(spec);
+            Ok(())
+        })?;
+        sort(&mut self.extern_maps, |a, b| a < b);
         Ok(())
     }
 
@@ -843,7 +871,9 @@ impl<'d> Parser<'d> {
                 .data
                 .get(self.range(section_name, header)?)
                 .unwrap_or_default();
-            let mut own = symbols.iter().filter(|s| s.section == section).peekable();
+            let first = symbols.partition_point(|s| s.section < section);
+            let own = symbols.get(first..).unwrap_or_default();
+            let mut own = own.iter().take_while(|s| s.section == section).peekable();
             if own.peek().is_none() {
                 return Err(ObjectError::malformed_in(
                     section_name,
@@ -901,6 +931,7 @@ impl<'d> Parser<'d> {
             let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
                 continue;
             };
+            self.charge(size_of_val(rels).saturating_mul(SECTION))?;
             for rel in rels {
                 let reloc = self.code_reloc(code, rel)?;
                 self.object.relocs.push(reloc);
@@ -956,16 +987,14 @@ impl<'d> Parser<'d> {
                 )));
             }
             if insn.is_ld_imm64()
-                && let Some((_, map)) = self.extern_maps.iter().find(|(n, _)| n == name)
+                && let Ok(found) = self
+                    .extern_maps
+                    .binary_search_by(|(known, _)| known.as_str().cmp(name))
             {
-                return reloc(Target::Map(*map));
+                return reloc(Target::Map(self.extern_maps[found].1));
             }
             let weak = symbol.st_bind() == elf::STB_WEAK;
-            return Ok(Reloc {
-                code,
-                insn: at,
-                target: Target::Extern(self.extern_index(name, weak)?),
-            });
+            return reloc(Target::Extern(self.extern_index(name, weak)));
         };
         let value = symbol.st_value(E);
         // What the instruction's immediate adds to the symbol.
@@ -1030,18 +1059,20 @@ impl<'d> Parser<'d> {
         )))
     }
 
-    fn extern_index(&mut self, name: &str, weak: bool) -> Result<u32, ObjectError> {
-        let externs = &self.object.externs;
-        if let Some(found) = externs.iter().position(|e| e.name == name) {
-            return Ok(found as u32);
+    fn extern_index(&mut self, name: &'d str, weak: bool) -> u32 {
+        match self.extern_names.binary_search_by_key(&name, |(n, _)| n) {
+            Ok(found) => self.extern_names[found].1,
+            Err(place) => {
+                let index = self.object.externs.len() as u32;
+                self.extern_names.insert(place, (name, index));
+                self.object.externs.push(ExternSpec {
+                    name: name.to_owned(),
+                    weak,
+                    kind: ExternKind::Constant,
+                });
+                index
+            }
         }
-        let name = self.name(name)?;
-        self.object.externs.push(ExternSpec {
-            name,
-            weak,
-            kind: ExternKind::Constant,
-        });
-        Ok(self.object.externs.len() as u32 - 1)
     }
 
     /// Calls within a section carry no relocation: the assembler has resolved
@@ -1122,6 +1153,7 @@ impl<'d> Parser<'d> {
             let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
                 continue;
             };
+            self.charge(size_of_val(rels).saturating_mul(SECTION))?;
             for rel in rels {
                 self.fill_slot(maps_section, rel)?;
             }
@@ -1160,27 +1192,20 @@ impl<'d> Parser<'d> {
         let target = if let Some(section) = section.filter(|s| self.holds_maps(*s)) {
             let inner = self
                 .map_at(section, symbol.st_value(E))
-                .and_then(|i| self.object.maps.get(i as usize));
-            Slot::Map(
-                inner
-                    .ok_or_else(|| fault("names a map that does not exist"))?
-                    .name
-                    .clone(),
-            )
+                .and_then(|i| self.object.maps.get(i as usize))
+                .ok_or_else(|| fault("names a map that does not exist"))?;
+            self.charge(inner.name.len())?;
+            Slot::Map(inner.name.clone())
         } else if let Some(code) = section.and_then(|s| lookup(&self.code_of, s)) {
             let function = self.object.function_at(code, symbol.st_value(E) / 8);
-            let function = function.and_then(|f| self.object.functions.get(f as usize));
-            Slot::Program(
-                function
-                    .ok_or_else(|| fault("names a function that does not exist"))?
-                    .name
-                    .clone(),
-            )
+            let function = function
+                .and_then(|f| self.object.functions.get(f as usize))
+                .ok_or_else(|| fault("names a function that does not exist"))?;
+            self.charge(function.name.len())?;
+            Slot::Program(function.name.clone())
         } else {
             return Err(fault("names neither a map nor a program"));
         };
-        let (Slot::Map(name) | Slot::Program(name)) = &target;
-        take(&mut self.names_left, name.len())?;
         if let Some(map) = self.object.maps.get_mut(map as usize) {
             map.slots.push(((slot / 8) as u32, target));
         }
@@ -1204,9 +1229,9 @@ impl<'d> Parser<'d> {
             if section.name == ".text" || (!function.global && called[index]) {
                 continue;
             }
+            // The section's name is copied, and so is the target in it.
+            self.charge(function.name.len() + 2 * section.name.len())?;
             let kind = section::parse(&section.name);
-            let names = function.name.len() + 2 * section.name.len();
-            take(&mut self.names_left, names)?;
             self.object.programs.push(ProgramSpec {
                 name: function.name.clone(),
                 section: section.name.clone(),
@@ -1221,14 +1246,6 @@ impl<'d> Parser<'d> {
         }
         Ok(())
     }
-}
-
-/// Takes the bytes of a name from what may still be copied.
-fn take(left: &mut usize, bytes: usize) -> Result<(), ObjectError> {
-    *left = left.checked_sub(bytes).ok_or_else(|| {
-        ObjectError::malformed("its symbols repeat more names than the file could hold")
-    })?;
-    Ok(())
 }
 
 impl Object {

@@ -246,12 +246,12 @@ fn pinning(map: &MapSpec) -> String {
 }
 
 /// Rows with aligned columns; prints nothing if there are none.
-struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(header: &[&str]) -> Table {
+    pub(super) fn new(header: &[&str]) -> Table {
         Table {
             rows: vec![header.iter().map(|h| (*h).to_owned()).collect()],
         }
@@ -259,7 +259,7 @@ impl Table {
 
     /// Adds a row. What an object chose to call things cannot disturb a
     /// terminal.
-    fn row(&mut self, cells: Vec<String>) {
+    pub(super) fn row(&mut self, cells: Vec<String>) {
         let clean = |cell: String| {
             if cell.is_empty() {
                 return "-".to_owned();
@@ -273,7 +273,7 @@ impl Table {
         self.rows.push(cells.into_iter().map(clean).collect());
     }
 
-    fn print(&self, out: &mut Vec<u8>) {
+    pub(super) fn print(&self, out: &mut Vec<u8>) {
         let [header, rows @ ..] = self.rows.as_slice() else {
             return;
         };
@@ -301,10 +301,10 @@ impl Table {
 }
 
 /// Writes JSON: commas, names and brackets.
-struct Json<'w> {
-    out: &'w mut Vec<u8>,
+pub(super) struct Json<'w> {
+    pub(super) out: &'w mut Vec<u8>,
     /// True right after a bracket was opened.
-    first: bool,
+    pub(super) first: bool,
 }
 
 impl Json<'_> {
@@ -318,34 +318,34 @@ impl Json<'_> {
         }
     }
 
-    fn open(&mut self, name: Option<&str>, bracket: u8) {
+    pub(super) fn open(&mut self, name: Option<&str>, bracket: u8) {
         self.name(name);
         self.out.push(bracket);
         self.first = true;
     }
 
-    fn close(&mut self, bracket: u8) {
+    pub(super) fn close(&mut self, bracket: u8) {
         self.out.push(bracket);
         self.first = false;
     }
 
-    fn text(&mut self, name: &str, value: &str) {
+    pub(super) fn text(&mut self, name: &str, value: &str) {
         self.name(Some(name));
         json_string(self.out, value.as_bytes());
     }
 
-    fn optional(&mut self, name: &str, value: Option<&str>) {
+    pub(super) fn optional(&mut self, name: &str, value: Option<&str>) {
         match value {
             Some(value) => self.text(name, value),
             None => self.word(name, "null"),
         }
     }
 
-    fn flag(&mut self, name: &str, value: bool) {
+    pub(super) fn flag(&mut self, name: &str, value: bool) {
         self.word(name, if value { "true" } else { "false" });
     }
 
-    fn number(&mut self, name: &str, value: u64) {
+    pub(super) fn number(&mut self, name: &str, value: u64) {
         self.word(name, &value.to_string());
     }
 
@@ -355,7 +355,7 @@ impl Json<'_> {
     }
 
     /// A list of objects.
-    fn list<T>(&mut self, name: &str, items: &[T], mut each: impl FnMut(&mut Self, &T)) {
+    pub(super) fn list<T>(&mut self, name: &str, items: &[T], mut each: impl FnMut(&mut Self, &T)) {
         self.open(Some(name), b'[');
         for item in items {
             self.open(None, b'{');

@@ -1,9 +1,11 @@
 //! Arguments and dispatch.
 
+mod check;
 mod demo;
 mod event;
 mod format;
 mod inspect;
+mod minimise;
 mod names;
 mod output;
 mod summary;
@@ -25,6 +27,8 @@ Usage: ebpf-manager COMMAND [OPTION]...
 Commands:
   trace          show processes as they execute files and exit
   inspect        show what an object file declares
+  check          say which kernels object files fit, from the kernels' BTF
+  minimise       write the part of a kernel's BTF that object files need
 
 Options:
   -h, --help     show this text, or after a command that command's
@@ -72,6 +76,46 @@ functions it needs. Exit status: 0, 1 if the file cannot be used, 2 for a wrong
 command line.
 ";
 
+const CHECK_HELP: &str = "\
+Says which kernels eBPF object files fit, before anything is loaded: which CO-RE
+relocations match, which are missing, and what the object needs of the kernel
+besides. Needs no privileges.
+
+Usage: ebpf-manager check [--json] OBJECT... [--btf FILE...]
+
+Options:
+  --btf FILE...  the BTF of kernels, instead of the running one's
+  --json         write one JSON object
+  -h, --help     show this text
+
+MATCHED relocations have a value. ABSENT ones ask whether something exists that
+does not, and are answered. MISSING ones have no answer: their instructions must
+not run. That is harmless behind a check for existence, so only what can be
+reached is REQUIRED, and so are attach targets and symbols that are not weak.
+AMBIGUOUS ones have several answers. What is listed without a \"!\" does no harm.
+The kernel's verifier has the last word. Of other kernels than the running one
+the types in modules are not known.
+
+Exit status: 0 if all fits, 1 if something required is missing or a file cannot
+be used, 2 for a wrong command line.
+";
+
+const MINIMISE_HELP: &str = "\
+Writes the small part of a kernel's BTF that suffices to resolve the CO-RE
+relocations of object files, for kernels that have no BTF of their own. The
+answers are the same but for the numbers of types. Needs no privileges.
+
+Usage: ebpf-manager minimise [--btf FILE] -o FILE OBJECT...
+
+Options:
+  --btf FILE     the kernel's whole BTF, instead of the running one's
+  -o, --output FILE
+                 where to write; a file that exists is replaced
+  -h, --help     show this text
+
+Exit status: 0, 1 if a file cannot be used, 2 for a wrong command line.
+";
+
 /// What a command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
@@ -79,6 +123,8 @@ enum Request {
     Version,
     Trace(trace::Options),
     Inspect { file: PathBuf, json: bool },
+    Check(check::Options),
+    Minimise(minimise::Options),
 }
 
 /// Runs the command of this process.
@@ -91,6 +137,13 @@ pub(crate) fn main() -> ExitCode {
         ),
         Ok(Request::Trace(options)) => (trace::run(&options), 1),
         Ok(Request::Inspect { file, json }) => (inspect::run(&file, json), 1),
+        Ok(Request::Check(options)) => match check::run(&options) {
+            Ok(true) => (Ok(()), 1),
+            // The tables say why.
+            Ok(false) => return ExitCode::from(1),
+            Err(message) => (Err(message), 1),
+        },
+        Ok(Request::Minimise(options)) => (minimise::run(&options), 1),
         Err(message) => (Err(message), 2),
     };
     match result {
@@ -128,6 +181,11 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         }
         Some(Value(command)) if command == "inspect" => parse_inspect(&mut parser)
             .map_err(|err| format!("{err}; see ebpf-manager inspect --help")),
+        Some(Value(command)) if command == "check" => {
+            parse_check(&mut parser).map_err(|err| format!("{err}; see ebpf-manager check --help"))
+        }
+        Some(Value(command)) if command == "minimise" => parse_minimise(&mut parser)
+            .map_err(|err| format!("{err}; see ebpf-manager minimise --help")),
         Some(Value(command)) => Err(general(&format!("no command {}", command.display()))),
         Some(other) => Err(general(&other.unexpected())),
     }
@@ -161,6 +219,49 @@ fn parse_inspect(parser: &mut lexopt::Parser) -> Result<Request, String> {
     }
     let file = file.ok_or("inspect needs a FILE")?;
     Ok(Request::Inspect { file, json })
+}
+
+fn parse_check(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let mut options = check::Options::default();
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Show(CHECK_HELP)),
+            Long("json") => options.json = true,
+            Long("btf") => {
+                let files = parser.values().map_err(|e| e.to_string())?;
+                options.btf.extend(files.map(PathBuf::from));
+            }
+            Value(path) => options.objects.push(path.into()),
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    if options.objects.is_empty() {
+        return Err("check needs an OBJECT".to_owned());
+    }
+    Ok(Request::Check(options))
+}
+
+fn parse_minimise(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let (mut btf, mut output, mut objects) = (None, None, Vec::new());
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Show(MINIMISE_HELP)),
+            Long("btf") => btf = Some(parser.value().map_err(|e| e.to_string())?.into()),
+            Short('o') | Long("output") => {
+                output = Some(parser.value().map_err(|e| e.to_string())?.into());
+            }
+            Value(path) => objects.push(path.into()),
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    if objects.is_empty() {
+        return Err("minimise needs an OBJECT".to_owned());
+    }
+    Ok(Request::Minimise(minimise::Options {
+        btf,
+        output: output.ok_or("minimise needs -o FILE")?,
+        objects,
+    }))
 }
 
 fn time(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, String> {
@@ -237,6 +338,23 @@ mod tests {
             parsed("trace"),
             Ok(Request::Trace(trace::Options::default()))
         );
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(
+            parsed("check a b --btf c d --json --btf e"),
+            Ok(Request::Check(check::Options {
+                objects: paths(&["a", "b"]),
+                btf: paths(&["c", "d", "e"]),
+                json: true,
+            }))
+        );
+        assert_eq!(
+            parsed("minimise --btf full -o out a b"),
+            Ok(Request::Minimise(minimise::Options {
+                btf: Some("full".into()),
+                output: "out".into(),
+                objects: paths(&["a", "b"]),
+            }))
+        );
         assert_eq!(parsed("-V"), Ok(Request::Version));
         assert_eq!(parsed("--help"), Ok(Request::Show(HELP)));
         assert_eq!(parsed("trace --json -h"), Ok(Request::Show(TRACE_HELP)));
@@ -258,6 +376,13 @@ mod tests {
             ("inspect", "FILE"),
             ("inspect a b", "b"),
             ("inspect --frob a", "--frob"),
+            ("check", "OBJECT"),
+            ("check --btf a", "OBJECT"),
+            ("check a --btf", "--btf"),
+            ("check a --frob", "--frob"),
+            ("minimise a", "-o"),
+            ("minimise -o a", "OBJECT"),
+            ("minimise a -o", "-o"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.contains(says), "{line:?}: {message}");
@@ -267,7 +392,7 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for line in [HELP, TRACE_HELP, INSPECT_HELP]
+        for line in [HELP, TRACE_HELP, INSPECT_HELP, CHECK_HELP, MINIMISE_HELP]
             .iter()
             .flat_map(|t| t.lines())
         {

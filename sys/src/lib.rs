@@ -25,11 +25,13 @@ pub mod netlink;
 pub mod netns;
 pub mod perf;
 pub mod perfring;
+pub mod pmu;
 pub mod poll;
 pub mod proc;
 pub mod ringbuf;
 pub mod rtnl;
 pub mod signal;
+pub mod socket;
 #[cfg(test)]
 mod testing;
 pub mod tracefs;

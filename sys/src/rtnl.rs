@@ -185,14 +185,41 @@ impl Rtnl {
         peer: &str,
         peer_ns: Option<BorrowedFd<'_>>,
     ) -> Result<()> {
+        self.link_add_pair("veth", name, peer, peer_ns)
+    }
+
+    /// Makes a netkit pair in Ethernet mode, `name` the primary; `peer` starts
+    /// in the namespace `peer_ns`, or this one. Linux 6.7.
+    ///
+    /// # Errors
+    /// As [`Rtnl::link_add_veth`].
+    pub fn link_add_netkit(
+        &mut self,
+        name: &str,
+        peer: &str,
+        peer_ns: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        self.link_add_pair("netkit", name, peer, peer_ns)
+    }
+
+    fn link_add_pair(
+        &mut self,
+        kind: &str,
+        name: &str,
+        peer: &str,
+        peer_ns: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
         let header = LinkHeader::default();
         let flags = flag::CREATE | flag::EXCL;
         let mut request = Request::new("RTM_NEWLINK", message::RTM_NEWLINK, flags, &header);
         request.attr_str(ifla::IFNAME, name);
         let info = request.nest(ifla::LINKINFO);
-        request.attr_str(ifla::info::KIND, "veth");
+        request.attr_str(ifla::info::KIND, kind);
         let data = request.nest(ifla::info::DATA);
-        let other = request.nest(ifla::VETH_INFO_PEER);
+        if kind == "netkit" {
+            request.attr_u32(ifla::NETKIT_MODE, ifla::NETKIT_L2);
+        }
+        let other = request.nest(ifla::PEER_INFO);
         request.fixed(&header);
         request.attr_str(ifla::IFNAME, peer);
         if let Some(ns) = peer_ns {

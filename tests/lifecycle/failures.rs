@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use ebpf_manager::ProbeId;
-use ebpf_manager::bpf::{Errno, LinkError, LoadError};
+use ebpf_manager::bpf::{LinkError, LoadError};
 
 use super::*;
 

@@ -129,7 +129,7 @@ fn repeats(result: &Result<(), ObjectError>) {
     let err = result.as_ref().unwrap_err().to_string();
     assert_eq!(
         err,
-        "damaged or truncated: its symbols repeat more names than the file could hold"
+        "damaged or truncated: its sections and symbols repeat more than the file could hold"
     );
 }
 

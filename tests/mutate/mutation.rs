@@ -167,14 +167,19 @@ impl Elf {
         self.headers..self.headers + 64 * self.sections.len()
     }
 
-    /// Bytes of the named section.
-    pub(crate) fn named<'b>(&self, bytes: &'b [u8], name: &str) -> Option<&'b [u8]> {
+    /// Where the named section is.
+    pub(crate) fn range(&self, bytes: &[u8], name: &str) -> Option<Range<usize>> {
         let names = &bytes[self.sections.get(self.names)?.bytes.clone()];
         let section = self.sections.iter().find(|section| {
             let rest = &names[section.name as usize..];
             rest.split(|b| *b == 0).next() == Some(name.as_bytes())
         });
-        section.map(|section| &bytes[section.bytes.clone()])
+        section.map(|section| section.bytes.clone())
+    }
+
+    /// Bytes of the named section.
+    pub(crate) fn named<'b>(&self, bytes: &'b [u8], name: &str) -> Option<&'b [u8]> {
+        self.range(bytes, name).map(|range| &bytes[range])
     }
 
     /// The same object with the section headers right behind the file's.
@@ -194,4 +199,34 @@ impl Elf {
         }
         moved
     }
+}
+
+/// For each type of a BTF blob, where in it another type is named that every
+/// walk over types follows; `None` where there is nothing to follow.
+pub(crate) fn references(btf: &[u8]) -> Vec<Option<usize>> {
+    let header = word::<4>(btf, 4) as usize;
+    let (start, len) = (word::<4>(btf, 8) as usize, word::<4>(btf, 12) as usize);
+    let mut at = header + start;
+    let end = at + len;
+    let mut found = Vec::new();
+    while at < end {
+        let info = word::<4>(btf, at + 4) as usize;
+        let (kind, vlen) = (info >> 24 & 0x1f, info & 0xffff);
+        // Bytes behind the header, and the reference from the start of it.
+        let (size, reference) = match kind {
+            1 | 17 => (4, (kind == 17).then_some(8)),
+            3 => (12, Some(12)),
+            4 | 5 => (12 * vlen, (vlen > 0).then_some(16)),
+            6 => (8 * vlen, None),
+            13 => (8 * vlen, Some(8)),
+            14 => (4, Some(8)),
+            15 | 19 => (12 * vlen, None),
+            7 | 16 => (0, None),
+            _ => (0, Some(8)),
+        };
+        found.push(reference.map(|reference| at + reference));
+        at += 12 + size;
+    }
+    assert_eq!(at, end);
+    found
 }

@@ -1,13 +1,41 @@
 //! Links: programs attached to hooks, each detached when dropped.
 
+mod cgroup;
+mod event;
+mod interface;
+mod net;
+mod netns;
+mod operations;
+mod perf_event;
+mod probe;
+mod socket;
+mod standing;
+mod symbols;
+mod tc;
 mod trace;
+mod xdp;
+
+pub use cgroup::{CgroupOptions, Sharing, cgroup_programs};
+pub use interface::{Interface, NetNamespace};
+pub use net::{AttachedProgram, HookPrograms, Method, Order, Place};
+pub use netns::{Fragments, NetfilterFamily, NetfilterHook, NetfilterOptions};
+pub use tc::{ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict};
+pub use xdp::{XdpMode, XdpOptions};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ebpf_manager_sys::bpf as sys;
+use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::perf::PerfEvent;
 
+use self::standing::Standing;
 use crate::error::LinkError;
+use event::ProbeEvent;
+
+pub use event::remove_stale_probe_events;
+pub use perf_event::{PerfHook, Sampling};
+pub use probe::{KernelFunction, Kprobe, KprobeMulti, ProbeOn, Uprobe, UprobeMulti, UserPlace};
+pub use symbols::{syscall_function, syscall_function_in, traceable_functions};
+pub use trace::{IterOver, Tracing};
 
 /// A program attached to a hook.
 ///
@@ -24,11 +52,58 @@ pub struct Link {
 /// What keeps the program attached.
 #[derive(Debug)]
 enum Inner {
-    /// A `bpf_link` of the kernel's. One on a perf event holds the event, too
-    /// (`bpf_perf_link_attach` in kernel/bpf/syscall.c of Linux 5.15).
+    /// A `bpf_link` of the kernel's.
     Bpf(OwnedFd),
-    /// A perf event that runs the program, without a link of its own.
-    PerfEvent(PerfEvent),
+    /// A perf event that runs the program, with a `bpf_link` above it or
+    /// without, and below it the tracefs event that was made for it. Closed in
+    /// this order.
+    Perf {
+        link: Option<OwnedFd>,
+        event: PerfEvent,
+        #[expect(dead_code, reason = "removes the event when dropped")]
+        name: Option<ProbeEvent>,
+    },
+    /// Several of these behind one link: the first and the others.
+    Many(Box<Inner>, Vec<Inner>),
+    /// Something that stands until it is taken down.
+    Standing(Standing),
+}
+
+impl Inner {
+    /// The `bpf_link`, if there is one and only one.
+    fn link(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Inner::Bpf(link) => Some(link.as_fd()),
+            Inner::Perf { link, .. } => link.as_ref().map(AsFd::as_fd),
+            Inner::Many(..) | Inner::Standing(_) => None,
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Inner::Bpf(link)
+            | Inner::Perf {
+                link: Some(link), ..
+            } => Some(link.as_fd()),
+            Inner::Perf { event, .. } => Some(event.as_fd()),
+            Inner::Many(first, _) => first.fd(),
+            Inner::Standing(_) => None,
+        }
+    }
+
+    /// Stops the hook from running the program. The first error counts.
+    fn detach(self, mechanism: Mechanism) -> Result<(), SysError> {
+        match self {
+            Inner::Bpf(link) => operations::detach(&link, mechanism),
+            Inner::Perf { event, .. } => event.disable(),
+            Inner::Many(first, rest) => rest
+                .into_iter()
+                .fold(first.detach(mechanism), |result, part| {
+                    result.and(part.detach(mechanism))
+                }),
+            Inner::Standing(standing) => standing.detach(),
+        }
+    }
 }
 
 /// The kernel interface that a link was made with.
@@ -41,6 +116,47 @@ pub enum Mechanism {
     PerfEventLink,
     /// `PERF_EVENT_IOC_SET_BPF`. Linux 4.7.
     PerfEventIoctl,
+    /// A link of a kind this version does not make.
+    OtherLink,
+    /// A link to XDP. Linux 5.9.
+    XdpLink,
+    /// XDP by rtnetlink. Linux 4.8.
+    XdpNetlink,
+    /// A tcx link. Linux 6.6.
+    Tcx,
+    /// A filter on clsact, by rtnetlink. Linux 4.5.
+    Clsact,
+    /// A netkit link. Linux 6.7.
+    Netkit,
+    /// A netfilter link. Linux 6.4.
+    Netfilter,
+    /// A link to a network namespace. Linux 5.8.
+    NetnsLink,
+    /// `BPF_PROG_ATTACH` to a network namespace. Linux 4.20.
+    NetnsAttach,
+    /// A link to a cgroup. Linux 5.7.
+    CgroupLink,
+    /// `BPF_PROG_ATTACH` to a cgroup. Linux 4.10.
+    CgroupAttach,
+    /// A link to a map of sockets. Linux 6.10.
+    SockmapLink,
+    /// `BPF_PROG_ATTACH` to a map of sockets. Linux 4.14.
+    SockmapAttach,
+    /// `BPF_PROG_ATTACH` to an infrared receiver. Linux 4.18.
+    LircAttach,
+    /// An option of a socket. Linux 3.19.
+    SocketOption,
+    /// An event in `kprobe_events` or `uprobe_events` of tracefs, made for
+    /// this link. Linux 4.1.
+    ProbeEvent,
+    /// `BPF_LINK_CREATE` on many kernel functions. Linux 5.18.
+    KprobeMulti,
+    /// `BPF_LINK_CREATE` on many places of a user binary. Linux 6.6.
+    UprobeMulti,
+    /// `BPF_LINK_CREATE` for a program that names its hook. Linux 5.19.
+    TracingLink,
+    /// `BPF_LINK_CREATE` for an iterator. Linux 5.8.
+    Iterator,
 }
 
 impl Mechanism {
@@ -50,6 +166,26 @@ impl Mechanism {
             Mechanism::RawTracepointOpen => "raw_tracepoint_open",
             Mechanism::PerfEventLink => "link on a perf event",
             Mechanism::PerfEventIoctl => "perf event ioctl",
+            Mechanism::OtherLink => "link",
+            Mechanism::XdpLink => "xdp link",
+            Mechanism::XdpNetlink => "rtnetlink",
+            Mechanism::Tcx => "tcx link",
+            Mechanism::Clsact => "clsact filter",
+            Mechanism::Netkit => "netkit link",
+            Mechanism::Netfilter => "netfilter link",
+            Mechanism::NetnsLink => "network namespace link",
+            Mechanism::CgroupLink => "cgroup link",
+            Mechanism::SockmapLink => "sockmap link",
+            Mechanism::NetnsAttach
+            | Mechanism::CgroupAttach
+            | Mechanism::SockmapAttach
+            | Mechanism::LircAttach => "prog_attach",
+            Mechanism::SocketOption => "socket option",
+            Mechanism::ProbeEvent => "tracefs event",
+            Mechanism::KprobeMulti => "kprobe.multi",
+            Mechanism::UprobeMulti => "uprobe.multi",
+            Mechanism::TracingLink => "tracing link",
+            Mechanism::Iterator => "iterator link",
         }
     }
 }
@@ -71,43 +207,58 @@ impl Link {
         self.mechanism
     }
 
-    /// The kernel's id of the link; `None` for mechanisms without one.
-    /// Requires at least Linux 5.8.
+    /// The kernel's id of the link; `None` for mechanisms without one, and
+    /// for several links held as one. Requires at least Linux 5.8.
     ///
     /// # Errors
     /// [`LinkError::Operation`].
     pub fn id(&self) -> Result<Option<u32>, LinkError> {
-        match &self.inner {
-            Inner::Bpf(link) => sys::link_info(link.as_fd())
-                .map(|info| Some(info.id))
-                .map_err(|source| LinkError::Operation {
-                    target: self.target.clone(),
-                    source,
-                }),
-            Inner::PerfEvent(_) => Ok(None),
-        }
+        Ok(self.info()?.map(|info| info.id))
     }
 
-    /// Detaches the program: when this returns, the hook no longer runs it,
-    /// unless another process holds a copy of the descriptor.
+    /// Detaches the program: when this returns, the hook no longer runs it.
+    ///
+    /// What is gone already (an interface, a cgroup, a filter that somebody
+    /// else removed) is detached. A pin holds tracing and perf event links
+    /// attached, and all others below Linux 5.9, until its file is removed.
     ///
     /// # Errors
     /// [`LinkError::Detach`] if the kernel refuses; the descriptors are closed
-    /// all the same. What is detached by closing, as all of today's mechanisms
-    /// are, never fails.
+    /// all the same, which detaches too.
     pub fn detach(self) -> Result<(), LinkError> {
-        // Disabling the event first would not help: a tracepoint's programs
-        // run whether or not one of its events counts
-        // (`perf_trace_run_bpf_submit` in kernel/events/core.c of Linux 6.12).
-        drop(self.inner);
-        Ok(())
+        self.inner
+            .detach(self.mechanism)
+            .map_err(|source| LinkError::Detach {
+                target: self.target,
+                source,
+            })
     }
 
-    /// The descriptor that keeps the program attached.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        match &self.inner {
-            Inner::Bpf(link) => link.as_fd(),
-            Inner::PerfEvent(event) => event.as_fd(),
+    /// The descriptor that keeps the program attached, if that is what does;
+    /// of several, the first.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.fd()
+    }
+
+    fn of_fd(fd: OwnedFd, target: String, mechanism: Mechanism) -> Link {
+        Link {
+            target,
+            mechanism,
+            inner: Inner::Bpf(fd),
+        }
+    }
+
+    /// Takes `other` in: both end together.
+    fn add(&mut self, other: Link) {
+        if let Inner::Many(_, rest) = &mut self.inner {
+            rest.push(other.inner);
+            return;
+        }
+        // `other` stands in while the first one moves.
+        let first = Box::new(std::mem::replace(&mut self.inner, other.inner));
+        let second = std::mem::replace(&mut self.inner, Inner::Many(first, Vec::new()));
+        if let Inner::Many(_, rest) = &mut self.inner {
+            rest.push(second);
         }
     }
 }

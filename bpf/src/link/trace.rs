@@ -1,23 +1,85 @@
-//! Tracepoints and raw tracepoints.
+//! Tracepoints, raw tracepoints, and the programs that name their hook when
+//! they are loaded: fentry and its kin, LSM, tp_btf, freplace, iterators.
 
 use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType};
+use ebpf_manager_sys::abi::bpf::{AttachType, CgroupIterOrder, ProgramType};
 use ebpf_manager_sys::abi::perf::OpenFlags;
-use ebpf_manager_sys::bpf::{self as sys, LinkCreate, LinkOptions, Target};
+use ebpf_manager_sys::bpf::{self as sys, IterTarget, LinkCreate, LinkOptions, Target};
 use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr, Scope};
 use ebpf_manager_sys::proc;
 use ebpf_manager_sys::tracefs::Tracefs;
 use ebpf_manager_sys::{Errno, SysError};
 
+use super::event::ProbeEvent;
 use super::{Inner, Link, Mechanism};
 use crate::cure::{self, Cure, Need};
 use crate::error::LinkError;
+use crate::map::Map;
 use crate::program::Program;
 
 /// Where tracefs is mounted since Linux 4.1.
 const USUAL_TRACEFS: &str = "/sys/kernel/tracing";
+
+/// How a program that was loaded for its hook is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tracing {
+    /// What `bpf_get_attach_cookie` returns. Needs Linux 5.19 when not 0.
+    pub cookie: u64,
+    /// The only kernel interface to use; `None` tries all, the newest first.
+    pub by: Option<Mechanism>,
+}
+
+impl Tracing {
+    /// Without a cookie.
+    pub fn new() -> Tracing {
+        Tracing::default()
+    }
+
+    /// What `bpf_get_attach_cookie` returns.
+    #[must_use]
+    pub fn cookie(mut self, cookie: u64) -> Tracing {
+        self.cookie = cookie;
+        self
+    }
+
+    /// Uses this kernel interface and no other.
+    #[must_use]
+    pub fn attach_by(mut self, mechanism: Mechanism) -> Tracing {
+        self.by = Some(mechanism);
+        self
+    }
+}
+
+/// What an iterator walks.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum IterOver<'a> {
+    /// Everything of its kind.
+    All,
+    /// The elements of a map, for `iter/bpf_map_elem` and its like.
+    Map(&'a Map),
+    /// Control groups, for `iter/cgroup`. Linux 6.1.
+    Cgroup {
+        /// The way to walk.
+        order: CgroupIterOrder,
+        /// Descriptor of the directory to start from.
+        directory: BorrowedFd<'a>,
+    },
+    /// One thread, for `iter/task` and its like. Linux 6.1.
+    Task {
+        /// Its number.
+        tid: u32,
+    },
+    /// The threads of one process, for `iter/task` and its like. Linux 6.1.
+    Process {
+        /// Its number.
+        pid: u32,
+    },
+}
 
 impl Link {
     /// Attaches a tracepoint program to `category/name`, as listed below
@@ -52,8 +114,9 @@ impl Link {
                 })?,
         };
         let target = format!("tracepoint {path}");
-        let event = open_event(id).map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
-        on_perf_event(program, event, target)
+        let event = any_cpu(&PerfEventAttr::tracepoint(id))
+            .map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
+        on_event(program, event, None, Way::default(), target)
     }
 
     /// Attaches a raw tracepoint program to the tracepoint `name`.
@@ -82,30 +145,133 @@ impl Link {
         let c_name = CString::new(name)
             .map_err(|_| no_target(SysError::new("bpf(BPF_RAW_TRACEPOINT_OPEN)", Errno::ENOENT)))?;
         match sys::raw_tracepoint_open(Some(&c_name), program.as_fd(), 0) {
-            Ok(fd) => Ok(Link {
-                target,
-                mechanism: Mechanism::RawTracepointOpen,
-                inner: Inner::Bpf(fd),
-            }),
+            Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen)),
             Err(err) if err.is(Errno::ENOENT) => Err(no_target(err)),
             Err(err) => Err(failed(&target, vec![("raw_tracepoint_open", err)])),
         }
     }
+
+    /// Attaches a program that was loaded for its hook: fentry, fexit,
+    /// fmod_ret (Linux 5.5), freplace (5.6), LSM (5.7), tp_btf (5.5).
+    ///
+    /// Ways, the newest first: a tracing link (5.19 for most of them), and
+    /// `raw_tracepoint_open` without a name.
+    ///
+    /// # Errors
+    /// [`LinkError::WrongType`]; [`LinkError::Attach`];
+    /// [`LinkError::Unsupported`] for a cookie on an old kernel.
+    pub fn tracing(program: &Program, hook: &Tracing) -> Result<Link, LinkError> {
+        expect_type(
+            program,
+            "traced function",
+            &[ProgramType::TRACING, ProgramType::LSM, ProgramType::EXT],
+        )?;
+        let target = match (program.section(), program.name()) {
+            ("", name) | (name, _) => format!("tracing {name}"),
+        };
+        let mut tried = Vec::new();
+        if hook.by != Some(Mechanism::RawTracepointOpen) {
+            let attach_type = program.attach_type().unwrap_or_default();
+            let create = LinkCreate {
+                object: program.as_fd(),
+                target: Target::None,
+                attach_type,
+                flags: 0,
+                options: match hook.cookie {
+                    0 => LinkOptions::None,
+                    cookie => LinkOptions::Tracing {
+                        target_btf_id: 0,
+                        cookie,
+                    },
+                },
+            };
+            match sys::link_create(&create) {
+                Ok(fd) => return Ok(Link::of_fd(fd, target, Mechanism::TracingLink)),
+                Err(err) => {
+                    let unknown = err.is(Errno::EINVAL) || err.is(Errno::E2BIG);
+                    tried.push(("tracing link", err));
+                    if !unknown || hook.by.is_some() {
+                        return Err(failed(&target, tried));
+                    }
+                }
+            }
+        }
+        if hook.cookie != 0 {
+            return Err(LinkError::Unsupported {
+                feature: "an attach cookie",
+                since: "5.19",
+            });
+        }
+        match sys::raw_tracepoint_open(None, program.as_fd(), 0) {
+            Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen)),
+            Err(err) => {
+                tried.push(("raw_tracepoint_open", err));
+                Err(failed(&target, tried))
+            }
+        }
+    }
+
+    /// Makes an iterator ready to be read by [`Link::read_iter`]. Requires at
+    /// least Linux 5.8; parameters other than [`IterOver::All`] and
+    /// [`IterOver::Map`] 6.1.
+    ///
+    /// # Errors
+    /// [`LinkError::WrongType`]; [`LinkError::Attach`].
+    pub fn iter(program: &Program, over: IterOver<'_>) -> Result<Link, LinkError> {
+        expect_type(program, "iterator", &[ProgramType::TRACING])?;
+        let target = format!("iterator {}", program.target().unwrap_or(program.name()));
+        let options = match over {
+            IterOver::All => LinkOptions::None,
+            IterOver::Map(map) => LinkOptions::Iter(IterTarget::Map(map.as_fd())),
+            IterOver::Cgroup { order, directory } => LinkOptions::Iter(IterTarget::Cgroup {
+                order,
+                cgroup: Some(directory),
+                cgroup_id: 0,
+            }),
+            IterOver::Task { tid } => LinkOptions::Iter(IterTarget::Task { tid, pid: 0 }),
+            IterOver::Process { pid } => LinkOptions::Iter(IterTarget::Task { tid: 0, pid }),
+        };
+        let create = LinkCreate {
+            object: program.as_fd(),
+            target: Target::None,
+            attach_type: AttachType::TRACE_ITER,
+            flags: 0,
+            options,
+        };
+        match sys::link_create(&create) {
+            Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::Iterator)),
+            Err(err) => Err(failed(&target, vec![("iterator link", err)])),
+        }
+    }
+
+    /// Starts an iteration: what the program prints is what is read. Each call
+    /// starts from the beginning.
+    ///
+    /// # Errors
+    /// [`LinkError::Operation`]; `EINVAL` if the link is no iterator.
+    pub fn read_iter(&self) -> Result<File, LinkError> {
+        let Some(link) = self.inner.link() else {
+            return Err(self.impossible("be read"));
+        };
+        sys::iter_create(link)
+            .map(File::from)
+            .map_err(|source| self.operation(source))
+    }
 }
 
-/// Opens a tracepoint's event on one CPU. The program runs on every CPU all the
-/// same: it belongs to the tracepoint, not to the event.
-fn open_event(id: u64) -> Result<PerfEvent, SysError> {
-    let open = |cpu| {
-        let attr = PerfEventAttr::tracepoint(id);
-        PerfEvent::open(
-            &attr,
-            Scope::AllThreads,
-            Some(cpu),
-            None,
-            OpenFlags::empty(),
-        )
-    };
+/// How a program is put on a perf event.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Way {
+    /// 0 for none.
+    pub(super) cookie: u64,
+    /// The only mechanism to use.
+    pub(super) by: Option<Mechanism>,
+}
+
+/// Opens an event on one CPU. The program runs on every CPU all the same: it
+/// belongs to the tracepoint or probe, not to the event.
+pub(super) fn any_cpu(attr: &PerfEventAttr<'_>) -> Result<PerfEvent, SysError> {
+    let open = |cpu| PerfEvent::open(attr, Scope::AllThreads, Some(cpu), None, OpenFlags::empty());
     match open(0) {
         // CPU 0 may be offline.
         Err(err) if err.is(Errno::ENODEV) => match proc::online_cpus()?.first() {
@@ -117,50 +283,70 @@ fn open_event(id: u64) -> Result<PerfEvent, SysError> {
 }
 
 /// Lets a perf event run a program: by a link, or by ioctl where the kernel
-/// has no such links.
-pub(super) fn on_perf_event(
+/// has no such links. `name` is the tracefs event it is of, if we made it.
+pub(super) fn on_event(
     program: &Program,
     event: PerfEvent,
+    name: Option<ProbeEvent>,
+    way: Way,
     target: String,
 ) -> Result<Link, LinkError> {
-    let create = LinkCreate {
-        object: program.as_fd(),
-        target: Target::Fd(event.as_fd()),
-        attach_type: AttachType::PERF_EVENT,
-        flags: 0,
-        options: LinkOptions::None,
+    let made = |link, event, by_perf| Link {
+        target: String::new(),
+        mechanism: if name.is_some() {
+            Mechanism::ProbeEvent
+        } else {
+            by_perf
+        },
+        inner: Inner::Perf { link, event, name },
     };
-    let by_link = match sys::link_create(&create) {
-        // The program runs from here on: the event was opened enabled.
-        Ok(link) => {
-            return Ok(Link {
-                target,
-                mechanism: Mechanism::PerfEventLink,
-                inner: Inner::Bpf(link),
-            });
+    let mut tried = Vec::new();
+    if way.by != Some(Mechanism::PerfEventIoctl) {
+        let create = LinkCreate {
+            object: program.as_fd(),
+            target: Target::Fd(event.as_fd()),
+            attach_type: AttachType::PERF_EVENT,
+            flags: 0,
+            options: LinkOptions::PerfEvent { cookie: way.cookie },
+        };
+        match sys::link_create(&create) {
+            // The program runs from here on: events are opened enabled.
+            Ok(link) => {
+                let made = made(Some(link), event, Mechanism::PerfEventLink);
+                return Ok(Link { target, ..made });
+            }
+            Err(err) => {
+                // EINVAL is how kernels before 5.15 say that they know no such
+                // link, E2BIG that they know no cookie; any other answer would
+                // be the ioctl's too.
+                let unknown = err.is(Errno::EINVAL) || err.is(Errno::E2BIG);
+                tried.push(("perf event link", err));
+                if !unknown || way.by == Some(Mechanism::PerfEventLink) {
+                    return Err(failed(&target, tried));
+                }
+            }
         }
-        Err(err) => err,
-    };
-    // EINVAL is how kernels before 5.15 say that they know no such link; any
-    // other answer would be the ioctl's too.
-    if !by_link.is(Errno::EINVAL) {
-        return Err(failed(&target, vec![("perf event link", by_link)]));
+    }
+    if way.cookie != 0 {
+        return Err(LinkError::Unsupported {
+            feature: "an attach cookie",
+            since: "5.15",
+        });
     }
     match event.set_bpf(program.as_fd()) {
-        Ok(()) => Ok(Link {
-            target,
-            mechanism: Mechanism::PerfEventIoctl,
-            inner: Inner::PerfEvent(event),
-        }),
-        Err(err) => Err(failed(
-            &target,
-            vec![("perf event link", by_link), ("perf event ioctl", err)],
-        )),
+        Ok(()) => {
+            let made = made(None, event, Mechanism::PerfEventIoctl);
+            Ok(Link { target, ..made })
+        }
+        Err(err) => {
+            tried.push(("perf event ioctl", err));
+            Err(failed(&target, tried))
+        }
     }
 }
 
 #[cold]
-fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> LinkError {
+pub(super) fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> LinkError {
     let cure = tried
         .last()
         .and_then(|(_, err)| cure::find(err, Need::Tracing));
@@ -171,7 +357,7 @@ fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> LinkError {
     }
 }
 
-fn expect_type(
+pub(super) fn expect_type(
     program: &Program,
     hook: &'static str,
     expected: &[ProgramType],

@@ -186,6 +186,7 @@ impl<'a> Pair<'_, 'a> {
         budget: &mut Budget,
     ) -> Result<Option<TypeId>, CoreProblem> {
         let (steps, accessors, bit_offset) = (to.steps, to.accessors.len(), to.bit_offset);
+        let members = to.members.len();
         let mut index = 0;
         while let Some(member) = ty.member(index) {
             budget.spend_name(name)?;
@@ -200,6 +201,7 @@ impl<'a> Pair<'_, 'a> {
                 to.bit_offset = bit_offset
                     .checked_add(member.bit_offset as u64)
                     .ok_or(CoreProblem::BadAccess)?;
+                to.members.push((id, index));
                 if named {
                     to.accessors.push(Accessor {
                         type_id: id,
@@ -221,6 +223,7 @@ impl<'a> Pair<'_, 'a> {
                 }
                 to.steps = steps;
                 to.accessors.truncate(accessors);
+                to.members.truncate(members);
             }
             index += 1;
         }

@@ -47,6 +47,7 @@
 //! complaint if it is not.
 
 mod matching;
+mod minimise;
 mod patch;
 mod spec;
 mod value;
@@ -59,6 +60,7 @@ use crate::btf::ext::CoreRelo;
 use crate::btf::{Btf, Kind, KindSet, NameHit, NameQuery, TypeId, essential_name};
 use crate::sort::sort;
 use matching::Budget;
+pub use minimise::{MinimiseError, minimise};
 pub use patch::{POISON, Patched, patch_insn, poisoned_relo};
 use spec::Spec;
 

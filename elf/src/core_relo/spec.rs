@@ -29,6 +29,9 @@ pub(super) struct Spec {
     /// Steps taken, counting those through anonymous members.
     pub(super) steps: usize,
     pub(super) bit_offset: u64,
+    /// Members gone through in a target, anonymous ones included: the struct
+    /// and the number in it.
+    pub(super) members: Vec<(TypeId, u32)>,
 }
 
 impl Default for Spec {
@@ -39,6 +42,7 @@ impl Default for Spec {
             accessors: Vec::new(),
             steps: 0,
             bit_offset: 0,
+            members: Vec::new(),
         }
     }
 }
@@ -49,6 +53,7 @@ impl Spec {
         self.kind = kind;
         self.root = root;
         self.accessors.clear();
+        self.members.clear();
         self.steps = 0;
         self.bit_offset = 0;
     }

@@ -184,9 +184,13 @@ pub mod ifla {
         pub const EXPECTED_FD: u16 = 8;
     }
 
-    /// Within [`info::DATA`] of a veth: the other end, a [`super::LinkHeader`]
-    /// and attributes.
-    pub const VETH_INFO_PEER: u16 = 1;
+    /// Within [`info::DATA`] of a veth or netkit pair: the other end, a
+    /// [`super::LinkHeader`] and attributes.
+    pub const PEER_INFO: u16 = 1;
+    /// Within [`info::DATA`] of a netkit pair: with or without Ethernet.
+    pub const NETKIT_MODE: u16 = 5;
+    /// Value of [`NETKIT_MODE`]: with Ethernet.
+    pub const NETKIT_L2: u32 = 0;
     /// Bit of [`EXT_MASK`]: leave out the statistics.
     pub const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 }

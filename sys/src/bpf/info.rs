@@ -345,7 +345,15 @@ pub struct KprobeDetail {
 }
 
 /// What the kernel tells about a link. Linux 5.8. Names are not fetched.
+///
+/// # Errors
+/// `EINVAL` if `link` is another kind of object.
 pub fn link_info(link: BorrowedFd<'_>) -> Result<LinkInfo> {
+    // A link that was opened again is spelled otherwise.
+    let other = |name| is_kind(link, name) == Some(false);
+    if other("bpf_link") && other("bpf-link") {
+        return Err(invalid(COMMAND, "not a link"));
+    }
     let (raw, len) = plain_info::<info::LinkInfo>(link)?;
     Ok(LinkInfo {
         link_type: raw.link_type,

@@ -12,7 +12,7 @@ pub use sanitize::{BtfFeatures, ObjectFacts, VarFact};
 use crate::btf::parse::{BtfError, BtfProblem, HEADER_SIZE, MAGIC};
 use crate::btf::types::{Kind, Linkage, SecVar, Type, TypeId};
 use crate::btf::{Btf, TYPE_HEADER_SIZE, info_kind, info_vlen, utf8_prefix};
-use crate::cursor::{name_at, u32_at};
+use crate::cursor::{c_str_at, name_at, u32_at};
 
 /// A member for [`BtfBuilder::add_struct`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,7 +128,7 @@ impl BtfBuilder {
         let strings = &self.strings;
         let found = self
             .added
-            .binary_search_by(|&at| name_at(strings, at as usize).unwrap_or_default().cmp(text));
+            .binary_search_by(|&at| c_str_at(strings, at as usize).unwrap_or_default().cmp(text));
         let at = match found {
             Ok(i) => self.added.get(i).copied().unwrap_or_default(),
             Err(i) => {
@@ -148,7 +148,7 @@ impl BtfBuilder {
 
     /// Adds a type from its parts: third header word and the words behind the
     /// header.
-    fn add(
+    pub(crate) fn add(
         &mut self,
         name: &str,
         kind: Kind,

@@ -34,6 +34,10 @@ bitflags! {
     }
 }
 
+/// Bytes of the longest name before Linux 6.1. New names may not share text as
+/// those do that they replace, so none is longer.
+const MAX_OLD_NAME: usize = 127;
+
 /// What the object's symbol table says about a variable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VarFact {
@@ -327,6 +331,7 @@ impl BtfBuilder {
         };
         let new: Vec<u8> = (0..)
             .zip(old)
+            .take(MAX_OLD_NAME)
             .map(|(at, &byte)| if good(at, byte) { byte } else { b'_' })
             .collect();
         if new != old {

@@ -1,0 +1,252 @@
+//! Where programs go that name their hook when they are loaded: ids of kernel
+//! types for fentry and its kin, tp_btf, LSM and iterators; of a program's
+//! functions for freplace.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ebpf_manager_elf::ProgramSpec;
+use ebpf_manager_elf::btf::{Btf, Kind, KindSet, NameHit, NameQuery};
+use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType};
+use ebpf_manager_sys::bpf::{self as sys, ObjectKind};
+use ebpf_manager_sys::{Errno, SysError};
+
+use crate::error::ProgramError;
+use crate::program::Program;
+
+/// Where a program goes, instead of what its section name says.
+#[derive(Debug)]
+pub struct AttachTo {
+    program: String,
+    target: Option<OwnedFd>,
+    function: Option<String>,
+}
+
+impl AttachTo {
+    /// The program of the C function `program` goes to the kernel function,
+    /// tracepoint, LSM hook or iterator `name`.
+    pub fn kernel(program: impl Into<String>, name: impl Into<String>) -> AttachTo {
+        AttachTo {
+            program: program.into(),
+            target: None,
+            function: Some(name.into()),
+        }
+    }
+
+    /// The program of the C function `program` goes to a function of another
+    /// loaded program: freplace (Linux 5.6) replaces it, fentry and fexit
+    /// (5.5) trace it. Without `function`, to the one its section names.
+    ///
+    /// # Errors
+    /// [`ProgramError::Operation`] if the descriptor cannot be duplicated.
+    pub fn program(
+        program: impl Into<String>,
+        target: &Program,
+        function: Option<&str>,
+    ) -> Result<AttachTo, ProgramError> {
+        let fd = ebpf_manager_sys::fd::dup(target.as_fd()).map_err(|source| {
+            ProgramError::Operation {
+                program: target.name().to_owned(),
+                source,
+                cure: None,
+            }
+        })?;
+        Ok(AttachTo {
+            program: program.into(),
+            target: Some(fd),
+            function: function.map(str::to_owned),
+        })
+    }
+
+    /// C function name of the program that is attached.
+    pub fn name(&self) -> &str {
+        &self.program
+    }
+}
+
+/// What the kernel is told when a program is loaded.
+#[derive(Debug, Default)]
+pub(crate) struct AttachPoint {
+    /// 0 for programs that are not attached by type.
+    pub(crate) btf_id: u32,
+    /// The program or the module's BTF that the id is of.
+    pub(crate) of: Option<OwnedFd>,
+}
+
+impl AttachPoint {
+    pub(crate) fn of(&self) -> Option<BorrowedFd<'_>> {
+        self.of.as_ref().map(AsFd::as_fd)
+    }
+}
+
+/// The kernel type that one program needs.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Name of the type.
+    name: String,
+    kind: Kind,
+}
+
+/// What to look for in the kernel's types for a program; `None` if nothing.
+///
+/// # Errors
+/// [`ProgramError::NoAttachTarget`] if nothing says where the program goes.
+pub(crate) fn wanted(
+    spec: &ProgramSpec,
+    attach_to: &[AttachTo],
+) -> Result<Option<Wanted>, ProgramError> {
+    let Some((what, prefix, kind)) = family(spec) else {
+        return Ok(None);
+    };
+    let to = attach_to.iter().find(|to| to.program == spec.name);
+    if to.is_some_and(|to| to.target.is_some()) {
+        return Ok(None);
+    }
+    let target = to.and_then(|to| to.function.as_deref());
+    match target.or(spec.target.as_deref()) {
+        Some(target) if spec.program_type != ProgramType::EXT => Ok(Some(Wanted {
+            name: [prefix, target].concat(),
+            kind,
+        })),
+        target => Err(ProgramError::NoAttachTarget {
+            program: spec.name.clone(),
+            what,
+            name: target.unwrap_or_default().to_owned(),
+        }),
+    }
+}
+
+/// What a program is attached to, and how the kernel names the type of that.
+fn family(spec: &ProgramSpec) -> Option<(&'static str, &'static str, Kind)> {
+    match (spec.program_type, spec.attach_type) {
+        (ProgramType::TRACING, Some(AttachType::TRACE_RAW_TP)) => {
+            Some(("tracepoint", "btf_trace_", Kind::TYPEDEF))
+        }
+        (ProgramType::TRACING, Some(AttachType::TRACE_ITER)) => {
+            Some(("iterator", "bpf_iter_", Kind::FUNC))
+        }
+        (ProgramType::TRACING, _) => Some(("kernel function", "", Kind::FUNC)),
+        (ProgramType::LSM, _) => Some(("LSM hook", "bpf_lsm_", Kind::FUNC)),
+        (ProgramType::EXT, _) => Some(("function of a target program", "", Kind::FUNC)),
+        _ => None,
+    }
+}
+
+/// Adds the names to the walk over the kernel's types.
+pub(crate) fn add_names<'n>(query: &mut NameQuery<'n>, wanted: &'n [Option<Wanted>]) {
+    for want in wanted.iter().flatten() {
+        query.add(want.name.as_bytes(), KindSet::of(&[want.kind]));
+    }
+}
+
+/// The id of what is wanted, of what the walk found in `btf`.
+fn find(want: &Wanted, query: &NameQuery<'_>, btf: &Btf<'_>, hits: &[NameHit]) -> Option<u32> {
+    let name = query.position(want.name.as_bytes())?;
+    let hit = hits
+        .iter()
+        .find(|hit| hit.name == name && btf.get(hit.id).is_some_and(|ty| ty.kind() == want.kind))?;
+    Some(hit.id)
+}
+
+/// Where each of `specs` goes, given what the walk over the kernel's types
+/// found. Functions that the kernel image lacks are looked for in modules.
+///
+/// # Errors
+/// [`ProgramError::NoAttachTarget`].
+pub(crate) fn resolve(
+    specs: &[&ProgramSpec],
+    wanted: &[Option<Wanted>],
+    attach_to: &[AttachTo],
+    query: &NameQuery<'_>,
+    kernel: Option<(&Btf<'_>, &[NameHit])>,
+) -> Result<Vec<AttachPoint>, ProgramError> {
+    let mut points = Vec::with_capacity(specs.len());
+    for (spec, want) in specs.iter().zip(wanted) {
+        let to = attach_to.iter().find(|to| to.program == spec.name);
+        let point = match (want, to, kernel) {
+            (Some(want), _, Some((btf, hits))) => match find(want, query, btf, hits) {
+                Some(btf_id) => Some(AttachPoint { btf_id, of: None }),
+                None => in_modules(want, query, btf),
+            },
+            (None, Some(to), _) if to.target.is_some() => Some(in_program(spec, to)?),
+            (None, ..) => Some(AttachPoint::default()),
+            (Some(_), _, None) => None,
+        };
+        points.push(point.ok_or_else(|| absent(spec, to))?);
+    }
+    Ok(points)
+}
+
+#[cold]
+fn absent(spec: &ProgramSpec, to: Option<&AttachTo>) -> ProgramError {
+    let name = to.and_then(|to| to.function.as_deref());
+    ProgramError::NoAttachTarget {
+        program: spec.name.clone(),
+        what: family(spec).map_or("target", |(what, ..)| what),
+        name: name
+            .or(spec.target.as_deref())
+            .unwrap_or_default()
+            .to_owned(),
+    }
+}
+
+/// Looks through the types of all loaded modules. Linux 5.11.
+#[cold]
+fn in_modules(want: &Wanted, query: &NameQuery<'_>, kernel: &Btf<'_>) -> Option<AttachPoint> {
+    let mut last = 0;
+    while let Ok(Some(id)) = sys::next_id(ObjectKind::Btf, last) {
+        last = id;
+        // It may be gone by now, or not ours to look at.
+        let Ok(fd) = sys::fd_by_id(ObjectKind::Btf, id, 0) else {
+            continue;
+        };
+        let module = sys::btf_info(fd.as_fd()).is_ok_and(|info| info.kernel_btf != 0)
+            && sys::btf_name(fd.as_fd()).is_ok_and(|name| name != "vmlinux");
+        if !module {
+            continue;
+        }
+        let Ok(bytes) = sys::btf_data(fd.as_fd()) else {
+            continue;
+        };
+        let mut hits = Vec::new();
+        let found = match Btf::scan(&bytes, Some(kernel), query, &mut hits) {
+            Ok(btf) => find(want, query, &btf, &hits),
+            Err(_) => None,
+        };
+        if let Some(btf_id) = found {
+            return Some(AttachPoint {
+                btf_id,
+                of: Some(fd),
+            });
+        }
+    }
+    None
+}
+
+/// A function of a loaded program.
+fn in_program(spec: &ProgramSpec, to: &AttachTo) -> Result<AttachPoint, ProgramError> {
+    let failed = |source| ProgramError::Operation {
+        program: spec.name.clone(),
+        source,
+        cure: None,
+    };
+    let Some(target) = &to.target else {
+        return Ok(AttachPoint::default());
+    };
+    let name = to.function.as_deref().or(spec.target.as_deref());
+    let info = sys::prog_info(target.as_fd()).map_err(failed)?;
+    if info.btf_id == 0 {
+        let none = SysError::new("bpf(BPF_BTF_GET_FD_BY_ID)", Errno::ENOENT);
+        return Err(failed(none.with_detail("the target has no BTF")));
+    }
+    let bytes = sys::fd_by_id(ObjectKind::Btf, info.btf_id, 0)
+        .and_then(|btf| sys::btf_data(btf.as_fd()))
+        .map_err(failed)?;
+    let id = Btf::parse(&bytes)
+        .ok()
+        .and_then(|btf| btf.find_by_name_kind(name?, Kind::FUNC))
+        .ok_or_else(|| absent(spec, Some(to)))?;
+    Ok(AttachPoint {
+        btf_id: id,
+        of: Some(ebpf_manager_sys::fd::dup(target.as_fd()).map_err(failed)?),
+    })
+}

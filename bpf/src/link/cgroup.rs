@@ -1,0 +1,250 @@
+//! Control groups: by link, or by `BPF_PROG_ATTACH` on kernels before 5.7.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use ebpf_manager_sys::abi::bpf::{AttachFlags, AttachType, F_QUERY_EFFECTIVE, ProgramType};
+use ebpf_manager_sys::bpf::{LinkCreate, LinkOptions, Target};
+use ebpf_manager_sys::{Errno, SysError, fd, proc};
+
+use super::net::{self, HookPrograms, Method, Order};
+use super::standing::{Attachment, Owner, ProgramAttached, Standing};
+use super::trace::expect_type;
+use super::{Inner, Link, Mechanism};
+use crate::cure::{self, Need};
+use crate::error::LinkError;
+use crate::program::Program;
+
+/// How to attach to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct CgroupOptions {
+    /// The hook, for programs whose section does not fix one (`cgroup/skb`).
+    pub attach_type: Option<AttachType>,
+    /// Kernel interface.
+    pub method: Method,
+    /// Who else may attach there; [`Method::Classic`] only, because links
+    /// always share.
+    pub sharing: Sharing,
+    /// Place among the programs of the same cgroup; links only. Linux 6.17.
+    pub order: Order,
+}
+
+/// Who else may attach to the same hook of a cgroup and of those below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Sharing {
+    /// Everybody; all programs run, those of the parents last. Linux 4.15;
+    /// below that [`Sharing::Override`].
+    #[default]
+    Multi,
+    /// Nobody else here; a program of a cgroup below runs instead of this one.
+    Override,
+    /// Nobody else here or below.
+    Exclusive,
+}
+
+/// Types whose programs are attached to cgroups.
+const TYPES: [ProgramType; 9] = [
+    ProgramType::CGROUP_SKB,
+    ProgramType::CGROUP_SOCK,
+    ProgramType::CGROUP_SOCK_ADDR,
+    ProgramType::CGROUP_DEVICE,
+    ProgramType::CGROUP_SYSCTL,
+    ProgramType::CGROUP_SOCKOPT,
+    ProgramType::SOCK_OPS,
+    ProgramType::LSM,
+    ProgramType::UNSPEC,
+];
+
+impl Link {
+    /// Attaches a program to a cgroup: to `path` itself if it is absolute,
+    /// else below the place where cgroups (version 2) are mounted.
+    ///
+    /// A link is used from Linux 5.7; below that `BPF_PROG_ATTACH`, shared
+    /// with others if the kernel can (4.15). Requires at least Linux 4.10;
+    /// many hooks came later.
+    ///
+    /// # Errors
+    /// [`LinkError::WrongType`]; [`LinkError::NoTarget`] if there is no such
+    /// cgroup; [`LinkError::AlreadyAttached`] by somebody who does not share;
+    /// [`LinkError::Attach`] with every way tried, `EINVAL` also if the hook
+    /// is not known.
+    pub fn cgroup(
+        program: &Program,
+        path: &Path,
+        options: CgroupOptions,
+    ) -> Result<Link, LinkError> {
+        expect_type(program, "cgroup", &TYPES)?;
+        let cgroup = open(path)?;
+        let attach_type = attach_type(program, options.attach_type);
+        let target = format!("cgroup {} ({attach_type})", path.display());
+        let mut tried = Vec::new();
+        if options.method != Method::Classic {
+            let (order, flags) = if options.order == Order::default() {
+                (LinkOptions::None, AttachFlags::empty())
+            } else {
+                options.order.options()
+            };
+            let create = LinkCreate {
+                object: program.as_fd(),
+                target: Target::Fd(cgroup.as_fd()),
+                attach_type,
+                flags: flags.bits(),
+                options: order,
+            };
+            match net::link_create_in(None, &create) {
+                Ok(fd) => return Ok(net::link(target, Mechanism::CgroupLink, fd)),
+                Err(err) => {
+                    let next = options.method == Method::Auto && net::too_old(&err);
+                    tried.push(("link", err));
+                    if !next {
+                        return Err(refused(&cgroup, attach_type, target, tried));
+                    }
+                }
+            }
+        }
+        let ways: &[(&'static str, AttachFlags)] = match options.sharing {
+            Sharing::Multi => &[
+                ("prog_attach, multi", AttachFlags::ALLOW_MULTI),
+                ("prog_attach, override", AttachFlags::ALLOW_OVERRIDE),
+            ],
+            Sharing::Override => &[("prog_attach, override", AttachFlags::ALLOW_OVERRIDE)],
+            Sharing::Exclusive => &[("prog_attach", AttachFlags::empty())],
+        };
+        for &(name, flags) in ways {
+            // Without ALLOW_MULTI the kernel replaces what is there.
+            if !flags.contains(AttachFlags::ALLOW_MULTI)
+                && let Ok(found) = net::programs_on(Target::Fd(cgroup.as_fd()), attach_type, 0)
+                && let Some(by) = found.programs.into_iter().next()
+            {
+                let source = SysError::new("bpf(BPF_PROG_ATTACH)", Errno::EEXIST);
+                return Err(LinkError::AlreadyAttached { target, by, source });
+            }
+            match attach(&cgroup, attach_type, flags, program, None) {
+                Ok(attached) => return Ok(standing(target, attached)),
+                Err(err) => {
+                    let next = net::too_old(&err);
+                    tried.push((name, err));
+                    if !next {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(refused(&cgroup, attach_type, target, tried))
+    }
+
+    /// Puts a program in the place of `expected`, which `BPF_PROG_ATTACH`
+    /// attached there shared with others, without a gap. Detaching removes it.
+    ///
+    /// Requires at least Linux 5.6.
+    ///
+    /// # Errors
+    /// As [`Link::cgroup`]; `ENOENT` if `expected` is not attached there.
+    pub fn cgroup_replace(
+        program: &Program,
+        path: &Path,
+        attach_type: Option<AttachType>,
+        expected: &Program,
+    ) -> Result<Link, LinkError> {
+        expect_type(program, "cgroup", &TYPES)?;
+        let cgroup = open(path)?;
+        let attach_type = self::attach_type(program, attach_type);
+        let target = format!("cgroup {} ({attach_type})", path.display());
+        let flags = AttachFlags::ALLOW_MULTI;
+        match attach(&cgroup, attach_type, flags, program, Some(expected)) {
+            Ok(attached) => Ok(standing(target, attached)),
+            Err(err) => Err(net::refused(target, vec![("prog_attach, replace", err)])),
+        }
+    }
+}
+
+/// The programs attached to a cgroup's hook. Requires at least Linux 4.15.
+///
+/// # Errors
+/// [`LinkError::NoTarget`] if there is no such cgroup;
+/// [`LinkError::Operation`].
+pub fn cgroup_programs(path: &Path, attach_type: AttachType) -> Result<HookPrograms, LinkError> {
+    let cgroup = open(path)?;
+    net::programs_on(Target::Fd(cgroup.as_fd()), attach_type, 0).map_err(|source| {
+        LinkError::Operation {
+            target: format!("cgroup {} ({attach_type})", path.display()),
+            source,
+        }
+    })
+}
+
+/// The hook: the caller's, else what the program was loaded for. Device and
+/// sock_ops programs have one hook only and older sections do not say it.
+fn attach_type(program: &Program, given: Option<AttachType>) -> AttachType {
+    given
+        .or(program.attach_type())
+        .unwrap_or(match program.program_type() {
+            ProgramType::SOCK_OPS => AttachType::CGROUP_SOCK_OPS,
+            ProgramType::CGROUP_DEVICE => AttachType::CGROUP_DEVICE,
+            ProgramType::CGROUP_SYSCTL => AttachType::CGROUP_SYSCTL,
+            ProgramType::CGROUP_SOCK => AttachType::CGROUP_INET_SOCK_CREATE,
+            ProgramType::LSM => AttachType::LSM_CGROUP,
+            _ => AttachType::CGROUP_INET_INGRESS,
+        })
+}
+
+/// Opens the directory of a cgroup.
+fn open(path: &Path) -> Result<OwnedFd, LinkError> {
+    let missing = |source| LinkError::NoTarget {
+        kind: "cgroup",
+        name: path.display().to_string(),
+        source,
+        cure: None,
+    };
+    let full: PathBuf = if path.is_absolute() {
+        path.to_owned()
+    } else {
+        let mounts = proc::mounts_of("cgroup2").map_err(missing)?;
+        let none = || SysError::new("mount of cgroup2", Errno::ENOENT);
+        mounts.first().ok_or_else(none).map_err(missing)?.join(path)
+    };
+    File::open(&full)
+        .map_err(|e| SysError::from_io("open", &e).with_path(&full))
+        .and_then(|file| fd::dup(file.as_fd()))
+        .map_err(missing)
+}
+
+fn attach(
+    cgroup: &OwnedFd,
+    attach_type: AttachType,
+    flags: AttachFlags,
+    program: &Program,
+    replace: Option<&Program>,
+) -> Result<ProgramAttached, SysError> {
+    let owner = Owner::Fd(fd::dup(cgroup.as_fd())?);
+    ProgramAttached::new(owner, attach_type, flags, program, replace)
+}
+
+fn standing(target: String, attached: ProgramAttached) -> Link {
+    Link {
+        target,
+        mechanism: Mechanism::CgroupAttach,
+        inner: Inner::Standing(Standing::new(Attachment::Program(attached))),
+    }
+}
+
+/// Says who is in the way: a cgroup whose program does not share answers
+/// `EPERM`, and so does a parent's.
+#[cold]
+fn refused(
+    cgroup: &OwnedFd,
+    attach_type: AttachType,
+    target: String,
+    tried: Vec<(&'static str, SysError)>,
+) -> LinkError {
+    let taken = tried.last().is_some_and(|(_, err)| {
+        err.is(Errno::EPERM) && cure::missing_capability(Need::Network).is_none()
+    });
+    let first = |flags| {
+        let found = net::programs_on(Target::Fd(cgroup.as_fd()), attach_type, flags).ok()?;
+        found.programs.first().map(|program| program.id)
+    };
+    let holder = taken.then(|| first(0).or_else(|| first(F_QUERY_EFFECTIVE)));
+    net::refused_for(holder.flatten(), target, tried)
+}

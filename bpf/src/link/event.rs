@@ -1,0 +1,217 @@
+//! Probe events in tracefs: named after their process, removed with their
+//! link, swept up when their process died without doing so.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ebpf_manager_sys::tracefs::{ProbeFile, Tracefs, event_name};
+use ebpf_manager_sys::{Errno, SysError, proc};
+
+/// What every group of ours starts with.
+const PREFIX: &str = "ebpf_manager_";
+
+/// How long a removal is tried for while the kernel still closes the event.
+const REMOVE_ATTEMPTS: u32 = 20;
+
+/// An event that exists until this is dropped.
+#[derive(Debug)]
+pub(super) struct ProbeEvent {
+    tracefs: &'static Tracefs,
+    file: ProbeFile,
+    group: String,
+    name: String,
+}
+
+impl ProbeEvent {
+    /// Makes a name that nobody uses, `stem` being what people may know it by,
+    /// and lets `add` create the event.
+    pub(super) fn create(
+        tracefs: &'static Tracefs,
+        file: ProbeFile,
+        stem: &str,
+        add: &mut dyn FnMut(&str, &str) -> Result<(), SysError>,
+    ) -> Result<ProbeEvent, SysError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Asked each time: a fork would inherit an answer that is kept.
+        let group = Owner::this_process()?.group();
+        let name = event_name(stem, &format!("_{number}"));
+        add(&group, &name)?;
+        Ok(ProbeEvent {
+            tracefs,
+            file,
+            group,
+            name,
+        })
+    }
+
+    pub(super) fn group(&self) -> &str {
+        &self.group
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for ProbeEvent {
+    fn drop(&mut self) {
+        for _ in 0..REMOVE_ATTEMPTS {
+            match self
+                .tracefs
+                .remove_probe(self.file, &self.group, &self.name)
+            {
+                // Its perf event is on its way out.
+                Err(err) if err.is(Errno::EBUSY) => std::thread::sleep(Duration::from_millis(5)),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// A process that names probe events. The start time tells it from a later
+/// process of the same number, the namespace from one in another container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    pid: u32,
+    start_time: u64,
+    pid_namespace: u64,
+}
+
+impl Owner {
+    fn this_process() -> Result<Owner, SysError> {
+        let root = proc::host_proc();
+        let pid = proc::self_pid(&root)?;
+        Owner::of(&root, pid)
+    }
+
+    fn of(proc_root: &Path, pid: u32) -> Result<Owner, SysError> {
+        Ok(Owner {
+            pid,
+            start_time: proc::start_time(proc_root, pid)?,
+            pid_namespace: proc::pid_namespace(proc_root, proc::self_pid(proc_root)?)?,
+        })
+    }
+
+    fn group(&self) -> String {
+        let Owner {
+            pid,
+            start_time,
+            pid_namespace,
+        } = self;
+        format!("{PREFIX}{pid}_{start_time}_{pid_namespace}")
+    }
+
+    fn parse(group: &str) -> Option<Owner> {
+        let mut numbers = group.strip_prefix(PREFIX)?.split('_');
+        let owner = Owner {
+            pid: numbers.next()?.parse().ok()?,
+            start_time: numbers.next()?.parse().ok()?,
+            pid_namespace: numbers.next()?.parse().ok()?,
+        };
+        numbers.next().is_none().then_some(owner)
+    }
+
+    /// Whether the process is certainly gone: looked for with the same count
+    /// of processes as it was named by.
+    fn is_gone(&self, proc_root: &Path, own_namespace: u64) -> bool {
+        if self.pid_namespace != own_namespace {
+            return false;
+        }
+        match proc::start_time(proc_root, self.pid) {
+            Ok(start_time) => start_time != self.start_time,
+            Err(err) => err.is(Errno::ENOENT) || err.is(Errno::ESRCH),
+        }
+    }
+}
+
+/// Removes the probe events that processes using this library left in tracefs
+/// when they were killed, and returns how many.
+///
+/// An event is known by its group, which carries the process's number, start
+/// time and pid namespace: those of living processes, of other namespaces and
+/// of other programs are not touched. Several processes may sweep at the same
+/// time. Call it once when the program starts; without a tracefs there is
+/// nothing to do.
+///
+/// # Errors
+/// Those of reading tracefs or `/proc`. An event that cannot be removed is
+/// left for the next sweep.
+pub fn remove_stale_probe_events() -> Result<usize, SysError> {
+    let tracefs = match Tracefs::find() {
+        Ok(tracefs) => tracefs,
+        Err(err) if err.is(Errno::ENOENT) => return Ok(0),
+        Err(err) => return Err(err),
+    };
+    let root = proc::host_proc();
+    let own_namespace = proc::pid_namespace(&root, proc::self_pid(&root)?)?;
+    let mut removed = 0;
+    for file in [ProbeFile::Kprobe, ProbeFile::Uprobe] {
+        let mut stale = Vec::new();
+        let listed = tracefs.for_each_probe(file, &mut |event| {
+            if Owner::parse(event.group).is_some_and(|o| o.is_gone(&root, own_namespace)) {
+                stale.push((event.group.to_owned(), event.name.to_owned()));
+            }
+            ControlFlow::Continue(())
+        });
+        match listed {
+            Err(err) if err.is(Errno::ENOENT) => continue,
+            result => result?,
+        }
+        for (group, name) in stale {
+            // Somebody else may have been faster.
+            removed += usize::from(tracefs.remove_probe(file, &group, &name).is_ok());
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_name_their_process() {
+        let own = Owner::this_process().unwrap();
+        assert_eq!(Owner::parse(&own.group()), Some(own));
+        assert!(own.group().len() <= ebpf_manager_sys::tracefs::MAX_EVENT_NAME_LEN);
+        let longest = Owner {
+            pid: u32::MAX >> 9,
+            start_time: u64::MAX >> 10,
+            pid_namespace: u64::from(u32::MAX),
+        };
+        assert!(longest.group().len() <= ebpf_manager_sys::tracefs::MAX_EVENT_NAME_LEN);
+        for foreign in [
+            "kprobes",
+            "ebpf_manager_",
+            "ebpf_manager_1",
+            "ebpf_manager_1_2",
+            "ebpf_manager_1_2_3_4",
+            "ebpf_manager_a_2_3",
+            "my_ebpf_manager_1_2_3",
+        ] {
+            assert_eq!(Owner::parse(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_dead_are_told_from_the_living() {
+        let root = proc::host_proc();
+        let own = Owner::this_process().unwrap();
+        let here = own.pid_namespace;
+        assert!(!own.is_gone(&root, here));
+        let recycled = Owner {
+            start_time: own.start_time + 1,
+            ..own
+        };
+        assert!(recycled.is_gone(&root, here));
+        assert!(!recycled.is_gone(&root, here + 1));
+        let absent = Owner {
+            pid: u32::MAX >> 1,
+            ..own
+        };
+        assert!(absent.is_gone(&root, here));
+    }
+}

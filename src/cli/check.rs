@@ -1,0 +1,167 @@
+//! `ebpf-manager check`: which kernels objects fit, from the kernels' types.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ebpf_manager::bpf::{KernelBtf, open_object};
+use ebpf_manager::elf::Object;
+use ebpf_manager::elf::check::{Fault, Finding, Report, check};
+
+use super::inspect::{Json, Table};
+
+/// What is asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) objects: Vec<PathBuf>,
+    /// The running kernel's if empty.
+    pub(crate) btf: Vec<PathBuf>,
+    pub(crate) json: bool,
+}
+
+/// An object on a kernel.
+struct Cell<'o> {
+    path: &'o Path,
+    object: &'o Object,
+    kernel: &'o str,
+    report: Report,
+}
+
+impl Cell<'_> {
+    fn required(&self) -> usize {
+        self.report.findings.iter().filter(|f| f.required).count()
+    }
+}
+
+/// Prints how every object fares on every kernel. False if something required
+/// is missing somewhere.
+pub(crate) fn run(options: &Options) -> Result<bool, String> {
+    let mut kernels: Vec<(String, Arc<KernelBtf>)> = Vec::new();
+    for path in &options.btf {
+        let btf = KernelBtf::from_file(path).map_err(|err| err.to_string())?;
+        kernels.push((path.display().to_string(), btf));
+    }
+    if kernels.is_empty() {
+        let btf = KernelBtf::vmlinux().map_err(|err| err.to_string())?;
+        kernels.push(("running".to_owned(), btf));
+    }
+    let objects: Vec<_> = options.objects.iter().map(open_object).collect();
+    let mut cells = Vec::new();
+    for (path, object) in options.objects.iter().zip(&objects) {
+        let object = object.as_ref().map_err(ToString::to_string)?;
+        let fail = |err: &dyn std::error::Error| format!("{}: {err}", path.display());
+        let linker = object.linker().map_err(|err| fail(&err))?;
+        for (kernel, btf) in &kernels {
+            let report = check(&linker, btf.as_bytes(), &[])
+                .map_err(|err| format!("{} on {kernel}: {err}", path.display()))?;
+            cells.push(Cell {
+                path,
+                object,
+                kernel,
+                report,
+            });
+        }
+    }
+    let mut out = Vec::new();
+    if options.json {
+        json(&cells, &mut out);
+    } else {
+        text(&cells, &mut out);
+    }
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(&out).and_then(|()| stdout.flush()) {
+        Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(format!("write: {err}")),
+        _ => Ok(cells.iter().all(|cell| cell.required() == 0)),
+    }
+}
+
+fn text(cells: &[Cell<'_>], out: &mut Vec<u8>) {
+    let mut table = Table::new(&[
+        "OBJECT",
+        "KERNEL",
+        "FITS",
+        "MATCHED",
+        "ABSENT",
+        "MISSING",
+        "AMBIGUOUS",
+        "OTHER",
+        "REQUIRED",
+    ]);
+    for cell in cells {
+        let report = &cell.report;
+        let numbers = [
+            report.matched,
+            report.absent,
+            report.missing,
+            report.ambiguous,
+            report.failed,
+        ];
+        let mut row = vec![
+            cell.path.display().to_string(),
+            cell.kernel.to_owned(),
+            if cell.required() == 0 { "yes" } else { "no" }.to_owned(),
+        ];
+        row.extend(numbers.map(|n| n.to_string()));
+        row.push(cell.required().to_string());
+        table.row(row);
+    }
+    table.print(out);
+
+    let mut table = Table::new(&["", "OBJECT", "KERNEL", "PROGRAM", "INSN", "WHAT"]);
+    for cell in cells {
+        for finding in &cell.report.findings {
+            table.row(vec![
+                if finding.required { "!" } else { "-" }.to_owned(),
+                cell.path.display().to_string(),
+                cell.kernel.to_owned(),
+                program(cell, finding).to_owned(),
+                finding.insn.map_or("-".to_owned(), |insn| insn.to_string()),
+                finding.fault.to_string(),
+            ]);
+        }
+    }
+    table.print(out);
+}
+
+fn program<'c>(cell: &'c Cell<'_>, finding: &Finding) -> &'c str {
+    let spec = cell.object.programs().get(finding.program);
+    spec.map_or("-", |spec| spec.name.as_str())
+}
+
+fn json(cells: &[Cell<'_>], out: &mut Vec<u8>) {
+    let mut json = Json { out, first: true };
+    json.open(None, b'{');
+    json.list("checks", cells, |json, cell| {
+        let report = &cell.report;
+        json.text("object", &cell.path.display().to_string());
+        json.text("kernel", cell.kernel);
+        json.flag("fits", cell.required() == 0);
+        json.number("matched", report.matched.into());
+        json.number("absent", report.absent.into());
+        json.number("missing", report.missing.into());
+        json.number("ambiguous", report.ambiguous.into());
+        json.number("other", report.failed.into());
+        json.list("findings", &report.findings, |json, finding| {
+            json.text("program", program(cell, finding));
+            if let Some(insn) = finding.insn {
+                json.number("insn", insn.into());
+            }
+            json.flag("required", finding.required);
+            match &finding.fault {
+                Fault::Missing(poison) => {
+                    json.text("kind", poison.kind.name());
+                    json.text("of", &poison.spec);
+                    json.text("reason", &poison.reason.to_string());
+                }
+                Fault::Failed(error) => {
+                    json.text("kind", error.kind.name());
+                    json.text("of", &error.spec);
+                    json.text("reason", &error.what.to_string());
+                }
+                other => json.text("reason", &other.to_string()),
+            }
+        });
+    });
+    json.close(b'}');
+    json.out.push(b'\n');
+}
