@@ -147,7 +147,7 @@ impl Counters {
         let object = ebpf_manager::bpf::open_object(testdata("attach.bpf.o")).unwrap();
         let offsets = object.variables().iter();
         Counters {
-            map: manager.map(".bss").unwrap().try_clone().unwrap(),
+            map: Map::clone(&manager.map(".bss").unwrap()),
             offsets: offsets
                 .map(|v| (v.name.clone(), v.offset as usize))
                 .collect(),

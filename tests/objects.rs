@@ -85,7 +85,7 @@ fn objects_extern_maps_and_what_is_left_to_the_loader() {
     );
     spec.max_entries = 2;
     let elsewhere = Map::create(&spec).unwrap();
-    let err = refused(&object, Some(elsewhere.try_clone().unwrap()));
+    let err = refused(&object, Some(elsewhere.clone()));
     assert_eq!(
         err,
         "map em_sized_later: max_entries is 0; set it before loading"
@@ -98,7 +98,7 @@ fn objects_extern_maps_and_what_is_left_to_the_loader() {
     }
     elsewhere.set(&1_u32, &33_u64).unwrap();
     let mut options = LoadOptions::default();
-    options.replace_maps = vec![elsewhere.try_clone().unwrap()];
+    options.replace_maps = vec![elsewhere.clone()];
     let collection = Collection::load(&object, options).unwrap();
     check("extern_map", &collection, &["extern_map_check"]);
     assert_eq!(elsewhere.get(&1_u32).unwrap(), Some(34_u64));

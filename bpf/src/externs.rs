@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use ebpf_manager_elf::btf::{NameQuery, TypeId};
+use ebpf_manager_elf::sort::sort;
 use ebpf_manager_elf::{ExternKind, KernelConfig, Object, ObjectError, ProgramSpec};
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::abi::insn::{CALL, Insn, LD_IMM64, pseudo};
@@ -298,7 +299,7 @@ fn find_addresses(wanted: &mut [Wanted<'_>]) {
     if wanted.is_empty() {
         return;
     }
-    wanted.sort_unstable_by_key(|w| w.name);
+    sort(wanted, |a, b| a.name < b.name);
     let scan = proc::for_each_symbol(Path::new("/proc/kallsyms"), &mut |symbol| {
         let mut name = symbol.name;
         // Link-time optimisation renames static data.

@@ -8,13 +8,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
 use ebpf_manager_sys::bpf::{self, ObjectKind};
 use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
 use ebpf_manager_sys::{Errno, SysError};
-use parking_lot::Mutex;
 
 use crate::cure::Cure;
 use crate::error::KernelBtfError;
@@ -52,7 +51,7 @@ impl KernelBtf {
     /// [`KernelBtfError::Read`], with [`Cure::NoKernelBtf`] if the kernel has
     /// none.
     pub fn vmlinux() -> Result<Arc<KernelBtf>, KernelBtfError> {
-        let mut shared = SHARED.lock();
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(btf) = shared.upgrade() {
             return Ok(btf);
         }

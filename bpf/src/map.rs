@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use ebpf_manager_elf::MapSpec;
 use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType};
@@ -16,10 +17,16 @@ use crate::memlock;
 
 /// A live map.
 ///
-/// Dropping it closes this reference; the kernel frees the map when nothing
-/// else (a program, a pin, another descriptor) holds it.
-#[derive(Debug)]
+/// Clones share one descriptor. It is closed with the last of them; the kernel
+/// frees the map when nothing else (a program, a pin, another descriptor)
+/// holds it.
+#[derive(Clone, Debug)]
 pub struct Map {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     fd: MapFd,
     name: String,
     lost: Vec<Loss>,
@@ -78,7 +85,7 @@ impl Map {
             max_entries,
             flags: spec.flags,
             name: &spec.name,
-            inner_map: context.inner.or(model.as_ref().map(|m| m.fd.as_fd())),
+            inner_map: context.inner.or(model.as_ref().map(AsFd::as_fd)),
             numa_node: spec.numa_node,
             btf,
             btf_key_type_id: if btf.is_some() { spec.key_type_id } else { 0 },
@@ -88,13 +95,7 @@ impl Map {
         };
         let mut lost = Vec::new();
         let first = match try_create(&create) {
-            Ok(fd) => {
-                return Ok(Map {
-                    fd,
-                    name: spec.name.clone(),
-                    lost,
-                });
-            }
+            Ok(fd) => return Ok(Map::new(fd, &spec.name, lost)),
             Err(err) => err,
         };
         // Only these say "I do not know this field or flag".
@@ -105,11 +106,7 @@ impl Map {
             while let Some(loss) = degrade(&mut create) {
                 lost.push(loss);
                 if let Ok(fd) = try_create(&create) {
-                    return Ok(Map {
-                        fd,
-                        name: spec.name.clone(),
-                        lost,
-                    });
+                    return Ok(Map::new(fd, &spec.name, lost));
                 }
             }
         }
@@ -148,66 +145,59 @@ impl Map {
             map: name.to_owned(),
             source,
         })?;
-        Ok(Map {
-            fd,
-            name: name.to_owned(),
-            lost: Vec::new(),
-        })
+        Ok(Map::new(fd, name, Vec::new()))
     }
 
-    /// Another reference to the same map.
-    pub fn try_clone(&self) -> Result<Map, MapError> {
-        let fd = self.fd.try_clone().map_err(|e| self.access(e))?;
-        Ok(Map {
-            fd,
-            name: self.name.clone(),
-            lost: self.lost.clone(),
-        })
+    fn new(fd: MapFd, name: &str, lost: Vec<Loss>) -> Map {
+        let name = name.to_owned();
+        Map {
+            inner: Arc::new(Inner { fd, name, lost }),
+        }
     }
 
     /// The name it was declared under; the kernel knows its first 15 bytes.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.inner.name
     }
 
     /// Map type.
     pub fn map_type(&self) -> MapType {
-        self.fd.map_type()
+        self.inner.fd.map_type()
     }
 
     /// Bytes of a key.
     pub fn key_size(&self) -> usize {
-        self.fd.key_size()
+        self.inner.fd.key_size()
     }
 
     /// Bytes of a value; of one CPU's value for per-CPU types.
     pub fn value_size(&self) -> usize {
-        self.fd.value_size()
+        self.inner.fd.value_size()
     }
 
     /// Elements; bytes for ring buffers.
     pub fn max_entries(&self) -> u32 {
-        self.fd.max_entries()
+        self.inner.fd.max_entries()
     }
 
     /// Flags the kernel created it with.
     pub fn flags(&self) -> MapFlags {
-        self.fd.flags()
+        self.inner.fd.flags()
     }
 
     /// What this kernel could not give it.
     pub fn losses(&self) -> &[Loss] {
-        &self.lost
+        &self.inner.lost
     }
 
     /// The raw map, for calls not wrapped here (batches, flags).
     pub fn raw(&self) -> &MapFd {
-        &self.fd
+        &self.inner.fd
     }
 
     /// The kernel's id of the map. Requires at least Linux 4.13.
     pub fn id(&self) -> Result<u32, MapError> {
-        sys::map_info(self.fd.as_fd())
+        sys::map_info(self.inner.fd.as_fd())
             .map(|info| info.id)
             .map_err(|e| self.access(e))
     }
@@ -217,7 +207,7 @@ impl Map {
     /// `value` has [`Map::value_size`] bytes, for per-CPU types that size
     /// rounded up to 8 times the number of possible CPUs.
     pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> Result<bool, MapError> {
-        self.fd.lookup(key, value).map_err(|e| self.access(e))
+        self.inner.fd.lookup(key, value).map_err(|e| self.access(e))
     }
 
     /// Sets the value of `key`, adding it if needed.
@@ -227,14 +217,15 @@ impl Map {
 
     /// Sets the value of `key` with flags: only if absent, only if present.
     pub fn update_with(&self, key: &[u8], value: &[u8], flags: ElemFlags) -> Result<(), MapError> {
-        self.fd
+        self.inner
+            .fd
             .update(key, value, flags)
             .map_err(|e| self.access(e))
     }
 
     /// Removes `key`; false if it was not there.
     pub fn delete(&self, key: &[u8]) -> Result<bool, MapError> {
-        self.fd.delete(key).map_err(|e| self.access(e))
+        self.inner.fd.delete(key).map_err(|e| self.access(e))
     }
 
     /// The value of `key` as a plain-data type of exactly the map's sizes.
@@ -270,6 +261,7 @@ impl Map {
         loop {
             let from = (!first).then_some(key.as_slice());
             if !self
+                .inner
                 .fd
                 .next_key(from, &mut next)
                 .map_err(|e| self.access(e))?
@@ -286,14 +278,14 @@ impl Map {
 
     /// Forbids user space to change the map. Requires at least Linux 5.2.
     pub fn freeze(&self) -> Result<(), MapError> {
-        self.fd.freeze().map_err(|e| self.access(e))
+        self.inner.fd.freeze().map_err(|e| self.access(e))
     }
 
     /// Pins the map below a BPF file system. The pin keeps it alive after
     /// this process; remove the file to let go.
     pub fn pin(&self, path: &Path) -> Result<(), MapError> {
-        sys::obj_pin(self.fd.as_fd(), path, None).map_err(|source| MapError::Pin {
-            map: self.name.clone(),
+        sys::obj_pin(self.inner.fd.as_fd(), path, None).map_err(|source| MapError::Pin {
+            map: self.inner.name.clone(),
             cure: match source.errno() {
                 // The kernel refuses paths of other file systems this way.
                 Errno::EPERM | Errno::EINVAL => Some(cure::Cure::MountBpffs),
@@ -339,7 +331,7 @@ impl Map {
     #[cold]
     fn access(&self, source: SysError) -> MapError {
         MapError::Access {
-            map: self.name.clone(),
+            map: self.inner.name.clone(),
             source,
         }
     }
@@ -347,7 +339,7 @@ impl Map {
 
 impl AsFd for Map {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.inner.fd.as_fd()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::btf::{Btf, Kind, KindSet, Linkage, NameHit, NameQuery, Type, TypeId, 
 use crate::core_relo;
 use crate::error::ObjectError;
 use crate::object::{Object, SHARING, Target};
+use crate::sort::sort;
 use crate::spec::{ExternSpec, MapSpec, ProgramSpec};
 
 /// Name of the section, and of the map, that holds configuration values.
@@ -104,7 +105,7 @@ pub(crate) fn classify(
         .enumerate()
         .map(|(index, symbol)| (symbol.name.clone(), index))
         .collect();
-    names.sort_unstable();
+    sort(&mut names, |a, b| a < b);
     let known = |name: &str| {
         let at = names.binary_search_by(|(known, _)| known.as_str().cmp(name));
         Some(names.get(at.ok()?)?.1)
@@ -180,7 +181,8 @@ pub(crate) fn classify(
     let Some(section) = sections.kconfig.filter(|_| !values.is_empty()) else {
         return Ok(None);
     };
-    values.sort_by_key(|(align, ..)| *align);
+    // The largest alignment first, so that there are no gaps.
+    sort(&mut values, |a, b| (a.0, a.3) < (b.0, b.3));
     let mut end = 0_u32;
     for (Reverse(align), size, value, index) in values {
         let offset = end.next_multiple_of(align);
@@ -303,7 +305,7 @@ impl Object {
                 _ => None,
             })
             .collect();
-        values.sort_unstable_by_key(|v| v.name);
+        sort(&mut values, |a, b| a.name < b.name);
         Some(KernelConfig {
             bytes: vec![0; map.value_size as usize],
             values,

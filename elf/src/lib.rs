@@ -27,6 +27,8 @@ mod maps;
 mod object;
 mod reach;
 pub mod section;
+#[doc(hidden)]
+pub mod sort;
 mod spec;
 pub mod symbols;
 

@@ -15,6 +15,7 @@ use crate::btf::Btf;
 use crate::btf::ext::{Block, BtfExt, CoreRelo, Table};
 use crate::error::ObjectError;
 use crate::object::{INSN_SIZE, Object, Target};
+use crate::sort::sort;
 use crate::spec::ProgramSpec;
 
 /// Most instructions of a program: `BPF_COMPLEXITY_LIMIT_INSNS`. Linux 5.2;
@@ -143,7 +144,7 @@ impl Object {
             .zip(&self.codes)
             .map(|(index, code)| (code.name.as_str(), index))
             .collect();
-        names.sort_unstable();
+        sort(&mut names, |a, b| a < b);
         if let (Some(bytes), Some(btf)) = (&self.btf_ext, &btf) {
             let ext = BtfExt::parse(bytes.as_slice(), btf).map_err(|source| ObjectError::Btf {
                 section: ".BTF.ext",

@@ -12,6 +12,7 @@ use crate::btf::{Kind, Linkage};
 use crate::error::ObjectError;
 use crate::externs::{self, ExternKind};
 use crate::object::{Object, SHARING};
+use crate::sort::sort;
 
 const E: NativeEndian = NativeEndian;
 
@@ -61,7 +62,7 @@ impl Object {
         let hidden = self.functions.iter().filter(|f| f.hidden);
         let mut hidden: Vec<_> = hidden.map(|f| f.name.as_bytes()).collect();
         if !hidden.is_empty() {
-            hidden.sort_unstable();
+            sort(&mut hidden, |a, b| a < b);
             for (id, ty) in btf.types() {
                 if ty.kind() == Kind::FUNC
                     && hidden.binary_search(&btf.name_bytes(ty.name_off())).is_ok()
@@ -89,6 +90,11 @@ impl Object {
         // See `Parser::charge`.
         let mut left = data.len().saturating_mul(SHARING);
         for section in sections.iter() {
+            // Data sections are part of the program; relocations, symbols and
+            // BTF itself are not.
+            if section.sh_flags(E) & u64::from(elf::SHF_ALLOC) == 0 {
+                continue;
+            }
             let name = sections.section_name(E, section).ok()?;
             if let (Ok(name), Ok(size)) =
                 (std::str::from_utf8(name), u32::try_from(section.sh_size(E)))
@@ -121,8 +127,8 @@ impl Object {
                 }
             }
         }
-        facts.sections.sort_unstable();
-        facts.variables.sort_unstable_by_key(|(name, _)| *name);
+        sort(&mut facts.sections, |a, b| a < b);
+        sort(&mut facts.variables, |a, b| a.0 < b.0);
         Some(facts)
     }
 }

@@ -11,6 +11,7 @@ use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 use crate::btf::{Btf, Kind, Linkage, Type, TypeId};
 use crate::cursor::words_at;
 use crate::error::ObjectError;
+use crate::sort::sort;
 use crate::spec::{MapSpec, Pinning, Slot};
 
 /// Members of a definition in BTF at most; those that have a meaning are
@@ -356,7 +357,7 @@ pub(crate) fn join_legacy(definitions: Vec<Legacy>) -> Result<Vec<MapSpec>, Obje
             _ => None,
         })
         .collect();
-    ids.sort_unstable();
+    sort(&mut ids, |a, b| a < b);
     let mut inner = Vec::new();
     let mut slots_left = MAX_SLOTS;
     for (nth, outer) in definitions.iter().enumerate() {

@@ -20,6 +20,7 @@ use crate::externs::{self, Constant, Declarations, ExternKind};
 use crate::image::Bytes;
 use crate::maps;
 use crate::section;
+use crate::sort::sort;
 use crate::spec::{Contents, ExternSpec, MapSpec, ProgramSpec, Slot, VariableSpec};
 
 type Header = elf::FileHeader64<NativeEndian>;
@@ -94,6 +95,13 @@ pub(crate) struct Reloc {
     /// Instruction, counted from the start of the section.
     pub(crate) insn: u32,
     pub(crate) target: Target,
+}
+
+impl Reloc {
+    /// The order in which functions find theirs.
+    fn before(&self, other: &Reloc) -> bool {
+        (self.code, self.insn) < (other.code, other.insn)
+    }
 }
 
 /// What an instruction refers to.
@@ -423,8 +431,9 @@ impl<'d> Parser<'d> {
         self.read_symbols()?;
         let declarations = self.read_btf()?;
         self.read_legacy_maps()?;
-        self.placed_maps
-            .sort_unstable_by_key(|m| (m.section, m.offset));
+        sort(&mut self.placed_maps, |a, b| {
+            (a.section, a.offset) < (b.section, b.offset)
+        });
         self.read_relocations()?;
         self.classify_externs(declarations)?;
         self.fill_slots()?;
@@ -641,8 +650,11 @@ impl<'d> Parser<'d> {
                 });
             }
         }
-        // Of several of one name the first in the file stays the first.
-        self.object.variables.sort_by(|a, b| a.name.cmp(&b.name));
+        // Of several of one name the first in the file comes first.
+        let place = |v: &VariableSpec| (v.map, v.offset, v.size);
+        sort(&mut self.object.variables, |a, b| {
+            (&a.name, place(a)) < (&b.name, place(b))
+        });
         self.close_functions()
     }
 
@@ -711,7 +723,9 @@ impl<'d> Parser<'d> {
     /// another: linking copies each, so the copies would outgrow the file.
     fn close_functions(&mut self) -> Result<(), ObjectError> {
         let functions = &mut self.object.functions;
-        functions.sort_by_key(|f| (f.code, f.start, !f.global));
+        // Among names for one place a global one is first, for calls to find.
+        let key = |f: &Function| (f.code, f.start, !f.global);
+        sort(functions, |a, b| (key(a), &a.name) < (key(b), &b.name));
         let (mut place, mut end) = ((u32::MAX, 0), 0);
         for function in functions.iter_mut().rev() {
             let section = &self.object.codes[function.code as usize];
@@ -762,7 +776,7 @@ impl<'d> Parser<'d> {
         query.finish();
         let mut hits = Vec::new();
         btf.find_all(&query, &mut hits);
-        hits.sort_unstable();
+        sort(&mut hits, |a, b| a < b);
         let section = |name: &str| {
             let position = query.position(name.as_bytes())?;
             let hit = hits.get(hits.partition_point(|hit| hit.name < position))?;
@@ -806,7 +820,7 @@ impl<'d> Parser<'d> {
             .filter(|s| Some(s.section) == self.btf_maps)
             .map(|s| (s.name, Some((s.section, s.offset))))
             .collect();
-        symbols.sort_by_key(|(name, _)| *name);
+        sort(&mut symbols, |a, b| a < b);
         maps::btf_maps(btf, section, &mut |definition| {
             let spec = definition.spec;
             // The inner map's name derives from it.
@@ -837,7 +851,7 @@ impl<'d> Parser<'d> {
             self.object.maps.push(spec);
             Ok(())
         })?;
-        self.extern_maps.sort();
+        sort(&mut self.extern_maps, |a, b| a < b);
         Ok(())
     }
 
@@ -845,7 +859,9 @@ impl<'d> Parser<'d> {
     fn read_legacy_maps(&mut self) -> Result<(), ObjectError> {
         let mut symbols = std::mem::take(&mut self.map_symbols);
         symbols.retain(|s| Some(s.section) != self.btf_maps);
-        symbols.sort_by_key(|s| (s.section, s.offset));
+        sort(&mut symbols, |a, b| {
+            (a.section, a.offset, a.name) < (b.section, b.offset, b.name)
+        });
         symbols.dedup_by_key(|s| (s.section, s.offset));
         let mut definitions = Vec::with_capacity(symbols.len());
         for &section in &self.legacy_maps {
@@ -921,7 +937,7 @@ impl<'d> Parser<'d> {
                 self.object.relocs.push(reloc);
             }
         }
-        self.object.relocs.sort_by_key(|r| (r.code, r.insn));
+        sort(&mut self.object.relocs, Reloc::before);
         self.add_local_calls()?;
         self.assign_relocs();
         Ok(())
@@ -1110,7 +1126,7 @@ impl<'d> Parser<'d> {
         }
         if !found.is_empty() {
             self.object.relocs.append(&mut found);
-            self.object.relocs.sort_by_key(|r| (r.code, r.insn));
+            sort(&mut self.object.relocs, Reloc::before);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable, VersionTabl
 use object::{Endianness, elf};
 
 use crate::error::ObjectError;
+use crate::sort::sort;
 
 /// A function of a user binary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,7 +118,7 @@ pub fn find_function(bytes: &[u8], name: &str, offset: u64) -> Result<u64, Symbo
             found.push((symbol.offset, symbol.size));
         }
     })?;
-    found.sort_unstable();
+    sort(&mut found, |a, b| a < b);
     found.dedup_by_key(|(offset, _)| *offset);
     match found.as_slice() {
         [] => Err(SymbolError::Absent {

@@ -35,6 +35,20 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 /// Those of open(2) and read(2); `EFBIG` if the file does not end before
 /// `buf` does (at least one byte must stay free).
 pub fn read_small<'b>(path: &Path, buf: &'b mut [u8]) -> Result<&'b [u8]> {
+    read_until(path, buf, &|_| false)
+}
+
+/// [`read_small`] for a file of one line: a newline is its end, so no further
+/// read(2) has to find that out.
+pub(crate) fn read_line<'b>(path: &Path, buf: &'b mut [u8]) -> Result<&'b [u8]> {
+    read_until(path, buf, &|text| text.ends_with(b"\n"))
+}
+
+fn read_until<'b>(
+    path: &Path,
+    buf: &'b mut [u8],
+    complete: &dyn Fn(&[u8]) -> bool,
+) -> Result<&'b [u8]> {
     let mut file = File::open(path).map_err(|e| file_error("open", &e, path))?;
     let mut len = 0;
     loop {
@@ -47,6 +61,9 @@ pub fn read_small<'b>(path: &Path, buf: &'b mut [u8]) -> Result<&'b [u8]> {
             Ok(n) => len += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(file_error("read", &e, path)),
+        }
+        if complete(buf.get(..len).unwrap_or_default()) {
+            return Ok(buf.get(..len).unwrap_or_default());
         }
     }
 }

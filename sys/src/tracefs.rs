@@ -14,7 +14,8 @@ use std::sync::OnceLock;
 use crate::Result;
 use crate::errno::{Errno, SysError, retry_eintr};
 use crate::proc::{
-    c_path, decimal, for_each_line, malformed, mounts_of, read_small, split_module, whole_decimal,
+    c_path, decimal, for_each_line, malformed, mounts_of, read_line, read_small, split_module,
+    whole_decimal,
 };
 
 const TRACEFS_MAGIC: i64 = 0x7472_6163;
@@ -111,7 +112,7 @@ impl Tracefs {
     /// may not look.
     pub fn event_id(&self, category: &str, name: &str) -> Result<u64> {
         let path = self.event_file(category, name, "id")?;
-        whole_decimal(read_small(&path, &mut [0; 32])?).ok_or_else(|| malformed(&path))
+        whole_decimal(read_line(&path, &mut [0; 32])?).ok_or_else(|| malformed(&path))
     }
 
     /// Layout of an event's record.

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use ebpf_manager_elf::sort::sort;
 use ebpf_manager_elf::symbols::{self, SymbolError};
 use ebpf_manager_sys::proc::{self, Uname};
 use ebpf_manager_sys::tracefs::Tracefs;
@@ -144,7 +145,7 @@ pub fn traceable_functions(pattern: &str) -> Result<Vec<String>, LinkError> {
             let cure = cure::find(&e, Need::Tracing);
             no_target(e, cure)
         })?;
-    names.sort_unstable();
+    sort(&mut names, |a, b| a < b);
     names.dedup();
     if names.is_empty() {
         let none = SysError::new("available_filter_functions", Errno::ENOENT);
@@ -296,7 +297,7 @@ pub(super) fn user_offsets(
         }
     })
     .map_err(|e| user_symbol(path, SymbolError::File(e)))?;
-    offsets.sort_unstable();
+    sort(&mut offsets, |a, b| a < b);
     offsets.dedup();
     if offsets.is_empty() {
         let absent = SymbolError::Absent {

@@ -20,6 +20,9 @@ use crate::error::LinkError;
 use crate::map::Map;
 use crate::program::Program;
 
+/// Where tracefs is mounted since Linux 4.1.
+const USUAL_TRACEFS: &str = "/sys/kernel/tracing";
+
 /// How a program that was loaded for its hook is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -98,11 +101,18 @@ impl Link {
             source,
             cure,
         };
-        let tracefs = Tracefs::find().map_err(|e| missing(e, Some(Cure::MountTracefs)))?;
-        let id = tracefs.event_id(category, name).map_err(|e| {
-            let cure = cure::find(&e, Need::Tracing);
-            missing(e, cure)
-        })?;
+        // Where tracefs usually is there are no such files without it: asking
+        // first whether it is mounted would be a system call for nothing.
+        let id = match Tracefs::at(USUAL_TRACEFS).event_id(category, name) {
+            Ok(id) => id,
+            Err(_) => Tracefs::find()
+                .map_err(|e| missing(e, Some(Cure::MountTracefs)))?
+                .event_id(category, name)
+                .map_err(|e| {
+                    let cure = cure::find(&e, Need::Tracing);
+                    missing(e, cure)
+                })?,
+        };
         let target = format!("tracepoint {path}");
         let event = any_cpu(&PerfEventAttr::tracepoint(id))
             .map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
@@ -300,12 +310,8 @@ pub(super) fn on_event(
             options: LinkOptions::PerfEvent { cookie: way.cookie },
         };
         match sys::link_create(&create) {
+            // The program runs from here on: events are opened enabled.
             Ok(link) => {
-                // An event starts counting, and its programs running, when
-                // enabled.
-                event
-                    .enable()
-                    .map_err(|e| failed(&target, vec![("perf event enable", e)]))?;
                 let made = made(Some(link), event, Mechanism::PerfEventLink);
                 return Ok(Link { target, ..made });
             }
@@ -327,7 +333,7 @@ pub(super) fn on_event(
             since: "5.15",
         });
     }
-    match event.set_bpf(program.as_fd()).and_then(|()| event.enable()) {
+    match event.set_bpf(program.as_fd()) {
         Ok(()) => {
             let made = made(None, event, Mechanism::PerfEventIoctl);
             Ok(Link { target, ..made })

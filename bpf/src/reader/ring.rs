@@ -7,7 +7,7 @@ use ebpf_manager_sys::abi::bpf::MapType;
 use ebpf_manager_sys::ringbuf::{CorruptRing, RingBuffer};
 use ebpf_manager_sys::{Errno, SysError};
 
-use crate::error::{MapError, ReaderError};
+use crate::error::ReaderError;
 use crate::map::Map;
 
 /// The reading side of a `BPF_MAP_TYPE_RINGBUF` map.
@@ -42,14 +42,8 @@ impl RingBufferReader {
             map: map.name().to_owned(),
             source,
         };
-        let map = map.try_clone().map_err(|err| match err {
-            MapError::Access { source, .. } => fail(source),
-            other => fail(
-                SysError::new("fcntl(F_DUPFD_CLOEXEC)", Errno::EMFILE)
-                    .with_detail(other.to_string()),
-            ),
-        })?;
         let ring = RingBuffer::new(map.as_fd()).map_err(fail)?;
+        let map = map.clone();
         Ok(RingBufferReader { ring, map })
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::parse::{BtfError, BtfProblem, MAGIC};
 use super::{Btf, TypeId};
 use crate::cursor::{slice_at, u16_at, u32_at, words_at};
+use crate::sort::sort;
 
 /// `struct bpf_func_info` as it stands in an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -251,7 +252,7 @@ fn order(records: &[u8], size: usize) -> Option<Arc<[u32]>> {
         return None;
     }
     let mut places: Vec<_> = records.map(insn).zip(0..).collect();
-    places.sort_unstable();
+    sort(&mut places, |a, b| a < b);
     Some(places.into_iter().map(|(_, nth)| nth).collect())
 }
 

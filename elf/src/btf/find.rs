@@ -3,6 +3,7 @@
 use super::Btf;
 use super::types::{Kind, KindSet, TypeId};
 use crate::cursor::name_at;
+use crate::sort::sort;
 
 /// Bits of the filter.
 const FILTER_BITS: u32 = 12;
@@ -93,7 +94,7 @@ impl<'n> NameQuery<'n> {
     /// Sorts the names and joins equal ones. Numbers from
     /// [`NameQuery::position`] hold until the next name is added.
     pub fn finish(&mut self) {
-        self.names.sort_unstable_by_key(|wanted| wanted.name);
+        sort(&mut self.names, |a, b| a.name < b.name);
         self.names.dedup_by(|next, kept| {
             let same = next.name == kept.name;
             if same {

@@ -58,6 +58,7 @@ use ebpf_manager_sys::abi::insn::Insn;
 
 use crate::btf::ext::CoreRelo;
 use crate::btf::{Btf, Kind, KindSet, NameHit, NameQuery, TypeId, essential_name};
+use crate::sort::sort;
 use matching::Budget;
 pub use minimise::{MinimiseError, minimise};
 pub use patch::{POISON, Patched, patch_insn, poisoned_relo};
@@ -303,7 +304,7 @@ pub fn add_roots<'n>(
         .filter(|relo| relo.kind != ReloKind::TYPE_ID_LOCAL.0)
         .map(|relo| relo.type_id)
         .collect();
-    ids.sort_unstable();
+    sort(&mut ids, |a, b| a < b);
     ids.dedup();
     for id in ids {
         if let Some(ty) = local.get(id) {
@@ -388,7 +389,7 @@ impl<'a> Resolver<'a> {
     /// the kernel; those after it (modules, as split BTF) are looked at only
     /// for names the first does not have. Add all before resolving.
     pub fn add_target(&mut self, btf: &'a Btf<'a>, mut hits: Vec<NameHit>) {
-        hits.sort_unstable();
+        sort(&mut hits, |a, b| a < b);
         self.targets.push(Target { btf, hits });
     }
 

@@ -8,6 +8,7 @@ use crate::btf::TYPE_HEADER_SIZE;
 use crate::btf::parse::{BtfError, BtfProblem, HEADER_SIZE};
 use crate::btf::types::{Kind, Linkage, SecVar, TypeId};
 use crate::cursor::words_at;
+use crate::sort::sort;
 
 bitflags! {
     /// What a kernel's BTF loader understands.
@@ -169,7 +170,8 @@ impl BtfBuilder {
         if vars.is_sorted_by_key(|var| var.offset) {
             return;
         }
-        vars.sort_by_key(|var| var.offset);
+        // Empty variables share the offset of the next one.
+        sort(&mut vars, |a, b| (a.offset, a.size) < (b.offset, b.size));
         for (nth, var) in (0..).zip(vars) {
             self.set_sec_var(id, nth, var);
         }
