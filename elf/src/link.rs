@@ -47,7 +47,7 @@ pub struct LinkedProgram {
     /// Functions in the order they are laid out.
     pub(crate) placed: Vec<Placed>,
     /// While it is linked, by function of the object: its first instruction
-    /// plus one; 0 for those that are not here yet.
+    /// plus one. 0 for those that are not here yet, and for all afterwards.
     pub(crate) starts: Vec<u32>,
 }
 
@@ -99,7 +99,6 @@ impl LinkedProgram {
         self.line_info.clear();
         self.core_relos.clear();
         self.placed.clear();
-        self.starts.clear();
         self.func_info_rec_size = 0;
         self.line_info_rec_size = 0;
     }
@@ -212,7 +211,20 @@ impl<'o> Linker<'o> {
     /// [`ObjectError::TooLarge`] if no kernel would take as many instructions.
     pub fn link(&self, program: &ProgramSpec, out: &mut LinkedProgram) -> Result<(), ObjectError> {
         out.clear();
-        out.starts.resize(self.object.functions.len(), 0);
+        if out.starts.len() < self.object.functions.len() {
+            out.starts.resize(self.object.functions.len(), 0);
+        }
+        let result = self.place_all(program, out);
+        for placed in &out.placed {
+            if let Some(start) = out.starts.get_mut(placed.function as usize) {
+                *start = 0;
+            }
+        }
+        result
+    }
+
+    /// Lays out a program and all it refers to.
+    fn place_all(&self, program: &ProgramSpec, out: &mut LinkedProgram) -> Result<(), ObjectError> {
         self.place(program.function, out)
             .ok_or_else(|| ObjectError::NoSuchProgram {
                 name: program.name.clone(),

@@ -306,16 +306,31 @@ impl<'a> Btf<'a> {
     /// The type behind typedefs, `const`, `volatile`, `restrict` and type
     /// tags. `None` for a missing type or a cycle.
     pub fn skip_modifiers_and_typedefs(&self, id: TypeId) -> Option<(TypeId, Type<'a>)> {
-        self.skip(id, true)
+        self.skip(id, true, &mut 0)
+    }
+
+    /// The same, counting the types that were looked at.
+    pub(crate) fn skip_counting(
+        &self,
+        id: TypeId,
+        looked_at: &mut u32,
+    ) -> Option<(TypeId, Type<'a>)> {
+        self.skip(id, true, looked_at)
     }
 
     /// The type behind `const`, `volatile`, `restrict` and type tags.
     pub fn skip_modifiers(&self, id: TypeId) -> Option<(TypeId, Type<'a>)> {
-        self.skip(id, false)
+        self.skip(id, false, &mut 0)
     }
 
-    fn skip(&self, mut id: TypeId, typedefs: bool) -> Option<(TypeId, Type<'a>)> {
+    fn skip(
+        &self,
+        mut id: TypeId,
+        typedefs: bool,
+        looked_at: &mut u32,
+    ) -> Option<(TypeId, Type<'a>)> {
         for _ in 0..MAX_CHAIN {
+            *looked_at += 1;
             let ty = self.get(id)?;
             let kind = ty.kind();
             if !(kind.is_modifier() || typedefs && kind == Kind::TYPEDEF) {
@@ -329,9 +344,15 @@ impl<'a> Btf<'a> {
     /// Size of type `id` in bytes, through typedefs, modifiers, arrays,
     /// variables and tags. `None` for what has no size (`void`, functions,
     /// forward declarations), cycles, and sizes beyond 32 bits.
-    pub fn size_of(&self, mut id: TypeId) -> Option<u32> {
+    pub fn size_of(&self, id: TypeId) -> Option<u32> {
+        self.size_counting(id, &mut 0)
+    }
+
+    /// The same, counting the types that were looked at.
+    pub(crate) fn size_counting(&self, mut id: TypeId, looked_at: &mut u32) -> Option<u32> {
         let mut count: u32 = 1;
         for _ in 0..MAX_CHAIN {
+            *looked_at += 1;
             let ty = self.get(id)?;
             let size = match ty.kind() {
                 Kind::PTR => self.pointer_size as u32,

@@ -21,8 +21,8 @@ pub(super) const BUDGET: u32 = 1 << 20;
 /// objects need some million.
 pub(super) const TOTAL: u32 = 1 << 26;
 
-/// Steps that finding out a type counts for.
-const TYPE: u32 = 16;
+/// Steps that looking at a type counts for.
+const TYPE: u32 = 8;
 
 /// What is left of it.
 #[derive(Debug)]
@@ -33,6 +33,26 @@ impl Budget {
         let left = self.0.checked_sub(steps);
         self.0 = left.unwrap_or_default();
         left.map(|_| ()).ok_or(CoreProblem::TooComplex)
+    }
+
+    /// The type behind typedefs and modifiers.
+    pub(super) fn skip<'a>(
+        &mut self,
+        btf: &Btf<'a>,
+        id: TypeId,
+    ) -> Result<(TypeId, Type<'a>), CoreProblem> {
+        let mut looked_at = 0;
+        let found = btf.skip_counting(id, &mut looked_at);
+        self.spend(looked_at * TYPE)?;
+        found.ok_or(CoreProblem::BadType)
+    }
+
+    /// The size of a type.
+    pub(super) fn size_of(&mut self, btf: &Btf<'_>, id: TypeId) -> Result<u32, CoreProblem> {
+        let mut looked_at = 0;
+        let size = btf.size_counting(id, &mut looked_at);
+        self.spend(looked_at * TYPE)?;
+        size.ok_or(CoreProblem::Unsized)
     }
 
     /// For a comparison with a name.
@@ -67,9 +87,7 @@ pub(super) fn matches(
     }
     let mut id = id;
     for (nth, accessor) in local.accessors.iter().enumerate() {
-        let (target_id, ty) = target
-            .skip_modifiers_and_typedefs(id)
-            .ok_or(CoreProblem::BadType)?;
+        let (target_id, ty) = budget.skip(target, id)?;
         if accessor.name_off != 0 {
             match pair.member(accessor, target_id, &ty, to, budget)? {
                 Some(next) => id = next,
@@ -86,10 +104,7 @@ pub(super) fn matches(
             if accessor.index >= array.len && !to.ends_in_flexible(target, array.len) {
                 return Ok(false);
             }
-            id = target
-                .skip_modifiers_and_typedefs(array.element)
-                .ok_or(CoreProblem::BadType)?
-                .0;
+            id = budget.skip(target, array.element)?.0;
         }
         to.step()?;
         to.accessors.push(Accessor {
@@ -97,7 +112,7 @@ pub(super) fn matches(
             index: accessor.index,
             name_off: 0,
         });
-        to.add_element(target, id, accessor.index)?;
+        to.add_element(target, id, accessor.index, budget)?;
     }
     Ok(true)
 }
@@ -130,10 +145,10 @@ impl<'a> Pair<'_, 'a> {
         &self,
         local: TypeId,
         target: TypeId,
+        budget: &mut Budget,
     ) -> Result<((TypeId, Type<'a>), (TypeId, Type<'a>)), CoreProblem> {
-        let local = self.local.skip_modifiers_and_typedefs(local);
-        let target = self.target.skip_modifiers_and_typedefs(target);
-        local.zip(target).ok_or(CoreProblem::BadType)
+        let local = budget.skip(self.local, local)?;
+        Ok((local, budget.skip(self.target, target)?))
     }
 
     /// Equal names, flavours aside.
@@ -210,13 +225,10 @@ impl<'a> Pair<'_, 'a> {
                     });
                     // Names are unique in a struct: a type that does not fit
                     // ends the search in this one.
-                    let fits = self.fields_compatible(local_type, member.type_id)?;
+                    let fits = self.fields_compatible(local_type, member.type_id, budget)?;
                     return Ok(fits.then_some(member.type_id));
                 }
-                let (inner_id, inner) = self
-                    .target
-                    .skip_modifiers_and_typedefs(member.type_id)
-                    .ok_or(CoreProblem::BadType)?;
+                let (inner_id, inner) = budget.skip(self.target, member.type_id)?;
                 let found = self.member_named(name, local_type, inner_id, &inner, to, budget)?;
                 if found.is_some() {
                     return Ok(found);
@@ -233,10 +245,15 @@ impl<'a> Pair<'_, 'a> {
     /// Whether fields of these types can stand for each other: any structs or
     /// unions, pointers, floats, integers; enumerations and forward
     /// declarations of one name; arrays of such.
-    fn fields_compatible(&self, local: TypeId, target: TypeId) -> Result<bool, CoreProblem> {
+    fn fields_compatible(
+        &self,
+        local: TypeId,
+        target: TypeId,
+        budget: &mut Budget,
+    ) -> Result<bool, CoreProblem> {
         let (mut local_id, mut target_id) = (local, target);
         for _ in 0..MAX_DEPTH {
-            let ((_, local), (_, target)) = self.skip(local_id, target_id)?;
+            let ((_, local), (_, target)) = self.skip(local_id, target_id, budget)?;
             if local.kind().is_composite() && target.kind().is_composite() {
                 return Ok(true);
             }
@@ -273,10 +290,7 @@ impl<'a> Pair<'_, 'a> {
         budget: &mut Budget,
     ) -> Result<bool, CoreProblem> {
         let accessor = local.accessors.first().ok_or(CoreProblem::BadAccess)?;
-        let (type_id, ty) = self
-            .target
-            .skip_modifiers_and_typedefs(id)
-            .ok_or(CoreProblem::BadType)?;
+        let (type_id, ty) = budget.skip(self.target, id)?;
         let name = essential_name(self.local.name_bytes(accessor.name_off));
         for (index, value) in (0..).zip(ty.enumerators()) {
             if self.is_named(value.name_off, name, budget)? {
@@ -308,8 +322,7 @@ impl<'a> Pair<'_, 'a> {
             return Ok(false);
         }
         for _ in 0..MAX_DEPTH {
-            budget.spend(TYPE)?;
-            let ((_, local), (_, target)) = self.skip(local_id, target_id)?;
+            let ((_, local), (_, target)) = self.skip(local_id, target_id, budget)?;
             if !kinds_compatible(&local, &target) {
                 return Ok(false);
             }
@@ -329,7 +342,8 @@ impl<'a> Pair<'_, 'a> {
                     }
                     let level = level.checked_sub(1).ok_or(CoreProblem::TooDeep)?;
                     for (local, target) in local.params().zip(target.params()) {
-                        let ((local, _), (target, _)) = self.skip(local.type_id, target.type_id)?;
+                        let ((local, _), (target, _)) =
+                            self.skip(local.type_id, target.type_id, budget)?;
                         if !self.types_compatible(local, target, level, budget)? {
                             return Ok(false);
                         }
@@ -360,8 +374,7 @@ impl<'a> Pair<'_, 'a> {
         let (mut local_id, mut target_id) = (local, target);
         let mut behind_pointer = behind_pointer;
         for _ in 0..MAX_DEPTH {
-            budget.spend(TYPE)?;
-            let ((_, local), (_, target)) = self.skip(local_id, target_id)?;
+            let ((_, local), (_, target)) = self.skip(local_id, target_id, budget)?;
             if !self.same_name(local.name_off(), target.name_off(), budget)? {
                 return Ok(false);
             }

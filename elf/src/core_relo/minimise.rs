@@ -155,7 +155,7 @@ impl Keep<'_, '_> {
         };
         let candidates = resolver.roots.get(at).map(|root| root.candidates.clone());
         let mut path = Spec::default();
-        let parsed = resolver.local_spec.parse(local, relo).is_ok();
+        let parsed = resolver.local_spec.parse(local, relo, &mut budget).is_ok();
         for (_, id) in candidates.unwrap_or_default() {
             self.keep(id, kind.is_type());
             if kind == ReloKind::TYPE_MATCHES {

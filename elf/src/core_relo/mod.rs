@@ -365,8 +365,10 @@ const ANSWERS: usize = 64;
 /// Types of one name looked at: kernels have a few dozen.
 const MAX_CANDIDATES: usize = 1024;
 
-/// Steps that a candidate counts for, besides those of comparing it.
-const CANDIDATE: u32 = 32;
+/// Steps that it counts for to keep a candidate, and to work out what it
+/// answers, besides those of comparing it.
+const KEPT: u32 = 32;
+const CANDIDATE: u32 = 512;
 
 impl<'a> Resolver<'a> {
     /// For the object whose BTF is `local`. `query` must hold its roots and be
@@ -452,7 +454,7 @@ impl<'a> Resolver<'a> {
                 break;
             }
             for id in self.candidates(target, name, kind) {
-                budget.spend(CANDIDATE)?;
+                budget.spend(KEPT)?;
                 candidates.push((nth, id));
             }
         }
@@ -476,7 +478,7 @@ impl<'a> Resolver<'a> {
         let kind = ReloKind(relo.kind);
         let ty = local.get(relo.type_id).ok_or(CoreProblem::BadType)?;
         if kind == ReloKind::TYPE_ID_LOCAL {
-            self.local_spec.parse(local, relo)?;
+            self.local_spec.parse(local, relo, &mut Budget(0))?;
             // Linking may have renumbered types behind the instruction's back.
             return Ok(value::local_type_id(relo.type_id));
         }
@@ -513,7 +515,7 @@ impl<'a> Resolver<'a> {
             return Ok(answer.2);
         }
 
-        self.local_spec.parse(local, relo)?;
+        self.local_spec.parse(local, relo, budget)?;
         let Some(root) = self.roots.get_mut(at) else {
             return Err(CoreProblem::BadType);
         };
@@ -604,6 +606,9 @@ pub(crate) fn types_compatible(
 /// instructions, each with its description.
 const MAX_TEXT: usize = 256;
 
+/// Steps that [`describe`] follows a path, before it gives its numbers.
+const MAX_WORK: u32 = 1 << 12;
+
 /// What a relocation is about, for people: `struct task_struct.signal.live`,
 /// `enum bpf_func_id::BPF_FUNC_loop`, `typedef u64`.
 pub fn describe(local: &Btf<'_>, relo: &CoreRelo) -> Box<str> {
@@ -616,7 +621,7 @@ pub fn describe(local: &Btf<'_>, relo: &CoreRelo) -> Box<str> {
     };
     let mut text = format!("{} {name}", ty.kind());
     let mut spec = Spec::default();
-    if spec.parse(local, relo).is_ok() {
+    if spec.parse(local, relo, &mut Budget(MAX_WORK)).is_ok() {
         spec.describe(local, &mut text);
     } else {
         text.push_str(" + ");

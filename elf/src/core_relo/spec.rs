@@ -3,6 +3,7 @@
 use crate::btf::ext::CoreRelo;
 use crate::btf::{Btf, Kind, TypeId};
 
+use super::matching::Budget;
 use super::{CoreProblem, ReloKind};
 
 /// Steps of an access string at most: `BPF_CORE_SPEC_MAX_LEN`.
@@ -73,8 +74,9 @@ impl Spec {
         btf: &Btf<'_>,
         type_id: TypeId,
         index: u32,
+        budget: &mut Budget,
     ) -> Result<(), CoreProblem> {
-        let size = btf.size_of(type_id).ok_or(CoreProblem::Unsized)?;
+        let size = budget.size_of(btf, type_id)?;
         // 32 by 32 by 3 bits do not fit 64 bits in the worst case.
         let bits = (size as u64 * index as u64).checked_mul(8);
         self.bit_offset = bits
@@ -84,7 +86,12 @@ impl Spec {
     }
 
     /// Reads the access string of a relocation against the object's types.
-    pub(super) fn parse(&mut self, btf: &Btf<'_>, relo: &CoreRelo) -> Result<(), CoreProblem> {
+    pub(super) fn parse(
+        &mut self,
+        btf: &Btf<'_>,
+        relo: &CoreRelo,
+        budget: &mut Budget,
+    ) -> Result<(), CoreProblem> {
         let kind = ReloKind(relo.kind);
         self.reset(kind, relo.type_id);
         if kind.is_type() {
@@ -99,9 +106,7 @@ impl Spec {
         }
         let mut steps = btf.name_bytes(relo.access_off).split(|&byte| byte == b':');
         let first = number(steps.next())?;
-        let (mut id, mut ty) = btf
-            .skip_modifiers_and_typedefs(relo.type_id)
-            .ok_or(CoreProblem::BadType)?;
+        let (mut id, mut ty) = budget.skip(btf, relo.type_id)?;
         self.step()?;
         if kind.is_enumval() {
             let value = ty.enumerator(first).ok_or(CoreProblem::BadAccess)?;
@@ -120,7 +125,7 @@ impl Spec {
             index: first,
             name_off: 0,
         });
-        self.add_element(btf, id, first)?;
+        self.add_element(btf, id, first, budget)?;
         for step in steps {
             let index = number(Some(step))?;
             self.step()?;
@@ -148,22 +153,18 @@ impl Spec {
                     if index >= array.len && !self.ends_in_flexible(btf, array.len) {
                         return Err(CoreProblem::BadAccess);
                     }
-                    let (element, _) = btf
-                        .skip_modifiers_and_typedefs(array.element)
-                        .ok_or(CoreProblem::BadType)?;
+                    let (element, _) = budget.skip(btf, array.element)?;
                     self.accessors.push(Accessor {
                         type_id: element,
                         index,
                         name_off: 0,
                     });
-                    self.add_element(btf, element, index)?;
+                    self.add_element(btf, element, index, budget)?;
                     element
                 }
                 _ => return Err(CoreProblem::BadAccess),
             };
-            (id, ty) = btf
-                .skip_modifiers_and_typedefs(id)
-                .ok_or(CoreProblem::BadType)?;
+            (id, ty) = budget.skip(btf, id)?;
         }
         Ok(())
     }

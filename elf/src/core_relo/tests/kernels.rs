@@ -171,6 +171,45 @@ fn kernel_against_itself() {
     );
 }
 
+/// So that hostile objects end, too: what all relocations take is bounded.
+#[test]
+fn patience_is_shared() {
+    let kernel = blob(|b, ids| {
+        task(b, ids);
+    });
+    let local = local(ReloKind::FIELD_BYTE_OFFSET, "0:1", task);
+    local.with(&kernel, |resolver| {
+        let answer = resolver.resolve(&local.relo).unwrap();
+        let taken = matching::TOTAL - resolver.left;
+        assert!((1..1000).contains(&taken), "{taken}");
+        resolver.left = 0;
+        // An answer that is known takes nothing.
+        assert_eq!(resolver.resolve(&local.relo), Ok(answer));
+        let other = CoreRelo {
+            kind: ReloKind::FIELD_BYTE_SIZE.0,
+            ..local.relo
+        };
+        assert_eq!(resolver.resolve(&other), Err(CoreProblem::TooComplex));
+    });
+    // Typedefs are followed one by one, on both sides.
+    let long = |b: &mut BtfBuilder, ids: &Ids| {
+        let mut id = ids.int;
+        for _ in 0..50 {
+            id = b.add_typedef("t", id);
+        }
+        b.add_struct("task", 4, &[at("pid", id, 0)])
+    };
+    let local = self::local(ReloKind::FIELD_BYTE_OFFSET, "0:0", long);
+    let kernel = blob(|b, ids| {
+        long(b, ids);
+    });
+    local.with(&kernel, |resolver| {
+        resolver.resolve(&local.relo).unwrap();
+        let taken = matching::TOTAL - resolver.left;
+        assert!(taken > 1500, "{taken}");
+    });
+}
+
 /// Relocations with random parts, against random damage to the kernel's side.
 #[test]
 fn damaged_kernels() {
