@@ -33,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod hook;
 mod manager;
 mod probe;
 mod state;
@@ -42,7 +43,8 @@ pub use ebpf_manager_bpf as bpf;
 pub use ebpf_manager_bpf::elf;
 
 pub use error::ManagerError;
+pub use hook::Hook;
 pub use manager::{Builder, Manager, MapRef, ObjectSource, ProgramRef, Times, VariableRef};
-pub use probe::{Hook, Outcome, Probe, ProbeId, Socket};
+pub use probe::{Outcome, Probe, ProbeId};
 pub use state::{Action, State};
 pub use stream::StreamStats;

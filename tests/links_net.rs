@@ -1113,26 +1113,13 @@ fn links_net_through_the_manager() {
         .probe(hook("xdp_first", Hook::xdp(net.right())))
         .probe(hook("tc_first", Hook::tc(net.right(), Direction::Ingress)))
         .probe(hook("cgroup_first", Hook::cgroup(dir.path())))
-        .probe(hook(
-            "lookup_first",
-            Hook::SkLookup {
-                namespace: namespace(),
-            },
-        ))
+        .probe(hook("lookup_first", Hook::sk_lookup(namespace())))
         // Its section says where: this thread's namespace.
         .probe(Probe::new("lookup_second"))
-        .probe(hook(
-            "socket_first",
-            Hook::SocketFilter {
-                socket: socket.into(),
-            },
-        ))
+        .probe(hook("socket_first", Hook::socket_filter(socket)))
         .probe(hook(
             "message_first",
-            Hook::Sockmap {
-                map: "sockets".to_owned(),
-                method: Method::Auto,
-            },
+            Hook::sockmap("sockets", Method::Auto),
         ))
         .probe(hook("xdp_second", Hook::xdp("no_such_if")).optional())
         .build()

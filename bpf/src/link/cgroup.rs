@@ -9,7 +9,7 @@ use ebpf_manager_sys::bpf::{LinkCreate, LinkOptions, Target};
 use ebpf_manager_sys::{Errno, SysError, fd, proc};
 
 use super::net::{self, HookPrograms, Method, Order};
-use super::standing::{Attachment, Owner, ProgramAttached, Standing};
+use super::standing::{Owner, ProgramAttached, Standing};
 use super::trace::expect_type;
 use super::{Inner, Link, Mechanism};
 use crate::cure::{self, Need};
@@ -225,7 +225,7 @@ fn standing(target: String, attached: ProgramAttached) -> Link {
     Link {
         target,
         mechanism: Mechanism::CgroupAttach,
-        inner: Inner::Standing(Standing::new(Attachment::Program(attached))),
+        inner: Inner::Standing(Standing::new(attached)),
     }
 }
 

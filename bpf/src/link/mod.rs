@@ -22,6 +22,7 @@ pub use netns::{Fragments, NetfilterFamily, NetfilterHook, NetfilterOptions};
 pub use tc::{ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict};
 pub use xdp::{XdpMode, XdpOptions};
 
+use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ebpf_manager_sys::SysError;
@@ -29,7 +30,6 @@ use ebpf_manager_sys::perf::PerfEvent;
 
 use self::standing::Standing;
 use crate::error::LinkError;
-use event::ProbeEvent;
 
 pub use event::remove_stale_probe_events;
 pub use perf_event::{PerfHook, Sampling};
@@ -55,13 +55,13 @@ enum Inner {
     /// A `bpf_link` of the kernel's.
     Bpf(OwnedFd),
     /// A perf event that runs the program, with a `bpf_link` above it or
-    /// without, and below it the tracefs event that was made for it. Closed in
-    /// this order.
+    /// without, and below it the tracefs event that was made for it (known
+    /// only to those who make such). Closed in this order.
     Perf {
         link: Option<OwnedFd>,
         event: PerfEvent,
         #[expect(dead_code, reason = "removes the event when dropped")]
-        name: Option<ProbeEvent>,
+        name: Option<Box<dyn Any + Send + Sync>>,
     },
     /// Several of these behind one link: the first and the others.
     Many(Box<Inner>, Vec<Inner>),

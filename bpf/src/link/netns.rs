@@ -9,7 +9,7 @@ use ebpf_manager_sys::{Errno, SysError};
 
 use super::interface::NetNamespace;
 use super::net::{self, Method};
-use super::standing::{Attachment, Owner, ProgramAttached, Standing};
+use super::standing::{Owner, ProgramAttached, Standing};
 use super::trace::expect_type;
 use super::{Inner, Link, Mechanism};
 use crate::error::LinkError;
@@ -214,7 +214,7 @@ fn of_namespace(
         Ok(attached) => Ok(Link {
             target,
             mechanism: Mechanism::NetnsAttach,
-            inner: Inner::Standing(Standing::new(Attachment::Program(attached))),
+            inner: Inner::Standing(Standing::new(attached)),
         }),
         Err(err) => {
             tried.push(("prog_attach", err));

@@ -780,7 +780,7 @@ fn attach(
         ProbeOn::Return => ProbeKind::Return { maxactive },
     };
     match open_by_tracefs(kind, spec, place.scope) {
-        Ok((event, name)) => on_event(program, event, Some(name), way, target),
+        Ok((event, name)) => on_event(program, event, Some(Box::new(name)), way, target),
         Err(err) => {
             tried.push(("tracefs event", err));
             Err(failed(&target, tried))

@@ -25,12 +25,22 @@ pub(super) struct SocketOption {
 }
 
 impl SocketOption {
-    pub(super) fn set(&self, program: &Program) -> Result<(), SysError> {
+    fn set(&self, program: &Program) -> Result<(), SysError> {
         socket::attach(self.socket.as_fd(), self.kind, program.as_fd())
     }
+}
 
-    pub(super) fn detach(self) -> Result<(), SysError> {
+impl Attachment for SocketOption {
+    fn detach(&self) -> Result<(), SysError> {
         socket::detach(self.socket.as_fd(), self.kind)
+    }
+
+    fn update(&mut self, program: &Program) -> Result<(), SysError> {
+        self.set(program)
+    }
+
+    fn is_attached(&self) -> Result<Option<bool>, SysError> {
+        Ok(None)
     }
 }
 
@@ -162,7 +172,7 @@ fn by_option(
         Ok(option) => Ok(Link {
             target: what.to_owned(),
             mechanism: Mechanism::SocketOption,
-            inner: Inner::Standing(Standing::new(Attachment::Socket(option))),
+            inner: Inner::Standing(Standing::new(option)),
         }),
         Err(err) => Err(net::refused(what.to_owned(), vec![("socket option", err)])),
     }
@@ -193,7 +203,7 @@ fn by_attach(
         Ok(attached) => Ok(Link {
             target,
             mechanism,
-            inner: Inner::Standing(Standing::new(Attachment::Program(attached))),
+            inner: Inner::Standing(Standing::new(attached)),
         }),
         Err(err) => {
             tried.push(("prog_attach", err));

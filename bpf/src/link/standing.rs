@@ -1,6 +1,7 @@
 //! Attachments that no descriptor holds: they stand until they are taken down
 //! by a call, which their drop makes.
 
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
 use ebpf_manager_sys::abi::bpf::{AttachFlags, AttachType};
@@ -9,26 +10,28 @@ use ebpf_manager_sys::{Errno, SysError, fd};
 
 use super::interface::NetNamespace;
 use super::net;
-use super::socket::SocketOption;
-use super::tc::Filter;
-use super::xdp::XdpAttached;
 use crate::program::Program;
 
-/// An attachment, until it is taken down.
-#[derive(Debug)]
-pub(super) struct Standing(Option<Attachment>);
+/// An attachment, until it is taken down. Behind a trait, so that a program
+/// contains the kinds it makes and no others.
+pub(super) struct Standing(Option<Box<dyn Attachment>>);
 
-#[derive(Debug)]
-pub(super) enum Attachment {
-    Xdp(XdpAttached),
-    Filter(Filter),
-    Program(ProgramAttached),
-    Socket(SocketOption),
+/// A kind of attachment that no descriptor holds.
+pub(super) trait Attachment: Send + Sync {
+    /// Takes it down; not called twice.
+    fn detach(&self) -> Result<(), SysError>;
+
+    /// Puts another program in its place.
+    fn update(&mut self, program: &Program) -> Result<(), SysError>;
+
+    /// Whether it is still there and runs the same program; `None` where the
+    /// kernel does not tell.
+    fn is_attached(&self) -> Result<Option<bool>, SysError>;
 }
 
 impl Standing {
-    pub(super) fn new(attachment: Attachment) -> Standing {
-        Standing(Some(attachment))
+    pub(super) fn new(attachment: impl Attachment + 'static) -> Standing {
+        Standing(Some(Box::new(attachment)))
     }
 
     /// Takes it down. One whose interface, cgroup or filter is gone is down.
@@ -37,14 +40,7 @@ impl Standing {
     }
 
     fn take_down(&mut self) -> Result<(), SysError> {
-        let result = match self.0.take() {
-            Some(Attachment::Xdp(it)) => it.detach(),
-            Some(Attachment::Filter(it)) => it.detach(),
-            Some(Attachment::Program(it)) => it.detach(),
-            Some(Attachment::Socket(it)) => it.detach(),
-            None => Ok(()),
-        };
-        match result {
+        match self.0.take().map_or(Ok(()), |it| it.detach()) {
             Err(err) if matches!(err.errno(), Errno::ENODEV | Errno::ENOENT) => Ok(()),
             result => result,
         }
@@ -52,33 +48,26 @@ impl Standing {
 
     /// Puts another program in its place.
     pub(super) fn update(&mut self, program: &Program) -> Result<(), SysError> {
-        match &mut self.0 {
-            Some(Attachment::Xdp(it)) => it.update(program),
-            Some(Attachment::Filter(it)) => it.update(program),
-            Some(Attachment::Program(it)) => it.update(program),
-            Some(Attachment::Socket(it)) => it.set(program),
-            None => Ok(()),
-        }
+        self.0.as_mut().map_or(Ok(()), |it| it.update(program))
     }
 
     /// Whether it is still there and runs the same program; `None` where the
     /// kernel does not tell.
     pub(super) fn is_attached(&self) -> Result<Option<bool>, SysError> {
-        let result = match &self.0 {
-            Some(Attachment::Xdp(it)) => it.is_attached(),
-            Some(Attachment::Filter(it)) => it.is_attached(),
-            // Hooks learnt one by one to answer.
-            Some(Attachment::Program(it)) => match it.is_attached() {
-                Err(err) if net::too_old(&err) => return Ok(None),
-                result => result,
-            },
-            Some(Attachment::Socket(_)) => return Ok(None),
-            None => Ok(false),
-        };
-        match result {
+        match self
+            .0
+            .as_ref()
+            .map_or(Ok(Some(false)), |it| it.is_attached())
+        {
             Err(err) if matches!(err.errno(), Errno::ENODEV | Errno::ENOENT) => Ok(Some(false)),
-            result => result.map(Some),
+            result => result,
         }
+    }
+}
+
+impl fmt::Debug for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Standing").finish_non_exhaustive()
     }
 }
 
@@ -144,7 +133,26 @@ impl ProgramAttached {
         Ok(attached)
     }
 
-    fn detach(self) -> Result<(), SysError> {
+    /// Whether a hook that holds a single program holds another one by now,
+    /// which the kernel would replace or take down without a question. No if
+    /// the kernel does not tell.
+    fn is_displaced(&self) -> bool {
+        !self.flags.contains(AttachFlags::ALLOW_MULTI) && matches!(self.is_current(), Ok(false))
+    }
+
+    fn is_current(&self) -> Result<bool, SysError> {
+        let id = net::program_id(self.program.as_fd())?;
+        // Unlike attaching, a question names the namespace.
+        let fd = match &self.target {
+            Owner::Fd(fd) => fd.as_fd(),
+            Owner::Namespace(namespace) => namespace.as_fd(),
+        };
+        net::is_on(Target::Fd(fd), self.attach_type, id)
+    }
+}
+
+impl Attachment for ProgramAttached {
+    fn detach(&self) -> Result<(), SysError> {
         if self.is_displaced() {
             return Ok(());
         }
@@ -177,20 +185,11 @@ impl ProgramAttached {
         Ok(())
     }
 
-    /// Whether a hook that holds a single program holds another one by now,
-    /// which the kernel would replace or take down without a question. No if
-    /// the kernel does not tell.
-    fn is_displaced(&self) -> bool {
-        !self.flags.contains(AttachFlags::ALLOW_MULTI) && matches!(self.is_attached(), Ok(false))
-    }
-
-    fn is_attached(&self) -> Result<bool, SysError> {
-        let id = net::program_id(self.program.as_fd())?;
-        // Unlike attaching, a question names the namespace.
-        let fd = match &self.target {
-            Owner::Fd(fd) => fd.as_fd(),
-            Owner::Namespace(namespace) => namespace.as_fd(),
-        };
-        net::is_on(Target::Fd(fd), self.attach_type, id)
+    fn is_attached(&self) -> Result<Option<bool>, SysError> {
+        // Hooks learnt one by one to answer.
+        match self.is_current() {
+            Err(err) if net::too_old(&err) => Ok(None),
+            result => result.map(Some),
+        }
     }
 }

@@ -305,7 +305,7 @@ fn filter(
         Ok(filter) => Ok(Link {
             target,
             mechanism: Mechanism::Clsact,
-            inner: Inner::Standing(Standing::new(Attachment::Filter(filter))),
+            inner: Inner::Standing(Standing::new(filter)),
         }),
         Err(err) => {
             let holder = net::is_taken(&err).then(|| {
@@ -402,7 +402,23 @@ impl Filter {
         })
     }
 
-    pub(super) fn detach(self) -> Result<(), SysError> {
+    /// Whether the numbers still stand for our program. Kernels before 4.14
+    /// show its tag only.
+    fn is_ours(&self, rtnl: &mut Rtnl) -> Result<bool, SysError> {
+        let ours = &self.added;
+        let filters = match rtnl.filters(ours.id.index, ours.id.parent) {
+            // clsact is gone.
+            Err(err) if err.is(Errno::EINVAL) => return Ok(false),
+            filters => filters?,
+        };
+        Ok(filters
+            .iter()
+            .any(|f| f.id == ours.id && f.program_id == ours.program_id && f.tag == ours.tag))
+    }
+}
+
+impl Attachment for Filter {
+    fn detach(&self) -> Result<(), SysError> {
         let mut rtnl = self.namespace.rtnl()?;
         if self.is_ours(&mut rtnl)? {
             match rtnl.filter_delete(&self.added.id) {
@@ -418,7 +434,7 @@ impl Filter {
         }
     }
 
-    pub(super) fn update(&mut self, program: &Program) -> Result<(), SysError> {
+    fn update(&mut self, program: &Program) -> Result<(), SysError> {
         let mut rtnl = self.namespace.rtnl()?;
         if !self.is_ours(&mut rtnl)? {
             return Err(SysError::new("RTM_NEWTFILTER", Errno::ENOENT)
@@ -435,22 +451,8 @@ impl Filter {
         Ok(())
     }
 
-    pub(super) fn is_attached(&self) -> Result<bool, SysError> {
-        self.is_ours(&mut *self.namespace.rtnl()?)
-    }
-
-    /// Whether the numbers still stand for our program. Kernels before 4.14
-    /// show its tag only.
-    fn is_ours(&self, rtnl: &mut Rtnl) -> Result<bool, SysError> {
-        let ours = &self.added;
-        let filters = match rtnl.filters(ours.id.index, ours.id.parent) {
-            // clsact is gone.
-            Err(err) if err.is(Errno::EINVAL) => return Ok(false),
-            filters => filters?,
-        };
-        Ok(filters
-            .iter()
-            .any(|f| f.id == ours.id && f.program_id == ours.program_id && f.tag == ours.tag))
+    fn is_attached(&self) -> Result<Option<bool>, SysError> {
+        self.is_ours(&mut *self.namespace.rtnl()?).map(Some)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tracepoints, raw tracepoints, and the programs that name their hook when
 //! they are loaded: fentry and its kin, LSM, tp_btf, freplace, iterators.
 
+use std::any::Any;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +14,6 @@ use ebpf_manager_sys::proc;
 use ebpf_manager_sys::tracefs::Tracefs;
 use ebpf_manager_sys::{Errno, SysError};
 
-use super::event::ProbeEvent;
 use super::{Inner, Link, Mechanism};
 use crate::cure::{self, Cure, Need};
 use crate::error::LinkError;
@@ -287,7 +287,7 @@ pub(super) fn any_cpu(attr: &PerfEventAttr<'_>) -> Result<PerfEvent, SysError> {
 pub(super) fn on_event(
     program: &Program,
     event: PerfEvent,
-    name: Option<ProbeEvent>,
+    name: Option<Box<dyn Any + Send + Sync>>,
     way: Way,
     target: String,
 ) -> Result<Link, LinkError> {

@@ -134,7 +134,7 @@ fn by_netlink(
         Ok(attached) => Ok(Link {
             target,
             mechanism: Mechanism::XdpNetlink,
-            inner: Inner::Standing(Standing::new(Attachment::Xdp(attached))),
+            inner: Inner::Standing(Standing::new(attached)),
         }),
         Err(err) => {
             tried.push(("rtnetlink", err));
@@ -204,21 +204,6 @@ impl XdpAttached {
         Ok(attached)
     }
 
-    pub(super) fn detach(self) -> Result<(), SysError> {
-        match self.set(None) {
-            // Somebody else's program is attached by now.
-            Err(err) if err.is(Errno::EEXIST) => Ok(()),
-            result => result,
-        }
-    }
-
-    pub(super) fn update(&mut self, program: &Program) -> Result<(), SysError> {
-        let new = fd::dup(program.as_fd())?;
-        self.set(Some(&new))?;
-        self.program = new;
-        Ok(())
-    }
-
     /// Replaces our program; `EEXIST` if it is not there any more.
     fn set(&self, new: Option<&OwnedFd>) -> Result<(), SysError> {
         let new = new.map(AsFd::as_fd);
@@ -237,13 +222,30 @@ impl XdpAttached {
         }
     }
 
-    pub(super) fn is_attached(&self) -> Result<bool, SysError> {
-        self.is_ours(&mut *self.namespace.rtnl()?)
-    }
-
     fn is_ours(&self, rtnl: &mut Rtnl) -> Result<bool, SysError> {
         let id = net::program_id(self.program.as_fd())?;
         let xdp = rtnl.link_by_index(self.index)?.xdp;
         Ok([xdp.drv, xdp.skb, xdp.hw].contains(&id))
+    }
+}
+
+impl Attachment for XdpAttached {
+    fn detach(&self) -> Result<(), SysError> {
+        match self.set(None) {
+            // Somebody else's program is attached by now.
+            Err(err) if err.is(Errno::EEXIST) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn update(&mut self, program: &Program) -> Result<(), SysError> {
+        let new = fd::dup(program.as_fd())?;
+        self.set(Some(&new))?;
+        self.program = new;
+        Ok(())
+    }
+
+    fn is_attached(&self) -> Result<Option<bool>, SysError> {
+        self.is_ours(&mut *self.namespace.rtnl()?).map(Some)
     }
 }
