@@ -68,7 +68,7 @@ pub struct Finding {
     pub fault: Fault,
     /// The program cannot be loaded without it. False for poison and calls of
     /// weak functions that are never reached (see
-    /// [`reachable`](crate::reachable)), for other uses of weak symbols, and for
+    /// [`reachable`]), for other uses of weak symbols, and for
     /// programs the object does not load by itself (`SEC("?…")`).
     ///
     /// The kernel's verifier has the last word: it may know that more is
