@@ -9,7 +9,7 @@ use super::*;
 use crate::abi::bpf::{AttachFlags, AttachType, LinkType, TaskFdType};
 use crate::abi::perf::{OpenFlags, software};
 use crate::perf::{PerfEvent as Event, PerfEventAttr, Scope};
-use crate::testing::{code_at, in_private};
+use crate::testing::{NO_LOCKDOWN, code_at, in_private};
 
 /// A program of `prog_type` for `attach_type` that returns `value`.
 fn attachable(prog_type: ProgramType, attach_type: AttachType, value: i32) -> Result<OwnedFd> {
@@ -138,7 +138,7 @@ fn iterators() {
     let map = require!((3, 18), hash(4));
     let prog = require!(
         (5, 9),
-        ["CONFIG_DEBUG_INFO_BTF"],
+        ["CONFIG_DEBUG_INFO_BTF", NO_LOCKDOWN],
         iterator("bpf_iter_bpf_map_elem")
     );
     let elements = iterate(&prog, IterTarget::Map(map.as_fd())).unwrap();
