@@ -132,8 +132,8 @@ fn family(spec: &ProgramSpec) -> Option<(&'static str, &'static str, Kind)> {
 }
 
 /// Adds the names to the walk over the kernel's types.
-pub(crate) fn add_names<'n>(query: &mut NameQuery<'n>, wanted: &'n [Option<Wanted>]) {
-    for want in wanted.iter().flatten() {
+pub(crate) fn add_names<'n>(query: &mut NameQuery<'n>, wanted: impl Iterator<Item = &'n Wanted>) {
+    for want in wanted {
         query.add(want.name.as_bytes(), KindSet::of(&[want.kind]));
     }
 }
@@ -147,33 +147,29 @@ fn find(want: &Wanted, query: &NameQuery<'_>, btf: &Btf<'_>, hits: &[NameHit]) -
     Some(hit.id)
 }
 
-/// Where each of `specs` goes, given what the walk over the kernel's types
-/// found. Functions that the kernel image lacks are looked for in modules.
+/// Where a program goes, given what the walk over the kernel's types found.
+/// Functions that the kernel image lacks are looked for in modules.
 ///
 /// # Errors
 /// [`ProgramError::NoAttachTarget`].
 pub(crate) fn resolve(
-    specs: &[&ProgramSpec],
-    wanted: &[Option<Wanted>],
+    spec: &ProgramSpec,
+    want: Option<&Wanted>,
     attach_to: &[AttachTo],
     query: &NameQuery<'_>,
     kernel: Option<(&Btf<'_>, &[NameHit])>,
-) -> Result<Vec<AttachPoint>, ProgramError> {
-    let mut points = Vec::with_capacity(specs.len());
-    for (spec, want) in specs.iter().zip(wanted) {
-        let to = attach_to.iter().find(|to| to.program == spec.name);
-        let point = match (want, to, kernel) {
-            (Some(want), _, Some((btf, hits))) => match find(want, query, btf, hits) {
-                Some(btf_id) => Some(AttachPoint { btf_id, of: None }),
-                None => in_modules(want, query, btf),
-            },
-            (None, Some(to), _) if to.target.is_some() => Some(in_program(spec, to)?),
-            (None, ..) => Some(AttachPoint::default()),
-            (Some(_), _, None) => None,
-        };
-        points.push(point.ok_or_else(|| absent(spec, to))?);
-    }
-    Ok(points)
+) -> Result<AttachPoint, ProgramError> {
+    let to = attach_to.iter().find(|to| to.program == spec.name);
+    let point = match (want, to, kernel) {
+        (Some(want), _, Some((btf, hits))) => match find(want, query, btf, hits) {
+            Some(btf_id) => Some(AttachPoint { btf_id, of: None }),
+            None => in_modules(want, query, btf),
+        },
+        (None, Some(to), _) if to.target.is_some() => Some(in_program(spec, to)?),
+        (None, ..) => Some(AttachPoint::default()),
+        (Some(_), _, None) => None,
+    };
+    point.ok_or_else(|| absent(spec, to))
 }
 
 #[cold]

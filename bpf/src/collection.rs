@@ -1,30 +1,20 @@
-//! Loading an object: BTF, maps, contents, programs, in the order in which
-//! they depend on each other.
+//! The live maps and programs of an object, and how to load it.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ebpf_manager_elf::btf::{Btf, NameQuery};
-use ebpf_manager_elf::core_relo::{Resolver, add_roots};
 use ebpf_manager_elf::edit::Patcher;
-use ebpf_manager_elf::{
-    FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot, VariableSpec,
-};
-use ebpf_manager_sys::abi::bpf::ProgramType;
+use ebpf_manager_elf::{Object, VariableSpec};
+use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::map_memory::MapMemory;
-use ebpf_manager_sys::{Errno, SysError};
 
-use crate::attach_btf::{self, AttachPoint, AttachTo};
-use crate::core::CoreRelocator;
-use crate::error::{LoadError, MapError, ProgramError};
-use crate::externs::Externs;
+use crate::attach_btf::AttachTo;
+use crate::error::{LoadError, ProgramError};
 use crate::kernel_btf::KernelBtf;
-use crate::map::{Loss, Map, MapContext};
-use crate::object_btf;
-use crate::program::{Program, ProgramContext};
+use crate::loader;
+use crate::map::{Loss, Map};
+use crate::program::Program;
 use crate::variable::Variable;
 
 /// How to load an object. Start from `Default`.
@@ -70,6 +60,21 @@ pub struct LoadOptions {
     /// }));
     /// ```
     pub patchers: Vec<Patcher>,
+    /// Most threads that give programs to the kernel, the calling one
+    /// included: 0, the default, for as many as there are CPUs that it may
+    /// run on; 1 for one program after the other, on the calling thread.
+    ///
+    /// Threads named `ebpf-verify` are started only when the programs left
+    /// are expected to take long enough, and joined before the load returns.
+    /// Results, errors and logs are the same with any number.
+    pub threads: usize,
+    /// Programs, also copies, that may fail: one that cannot be linked, whose
+    /// kernel symbols, types or attach target are missing, or that the kernel
+    /// refuses is in [`Collection::failures`] and the load goes on. Slots of
+    /// program arrays that name it stay empty.
+    pub optional: Vec<String>,
+    /// Programs to load once more, under another name.
+    pub copies: Vec<ProgramCopy>,
 }
 
 impl Default for LoadOptions {
@@ -83,6 +88,48 @@ impl Default for LoadOptions {
             exclude: Vec::new(),
             replace_maps: Vec::new(),
             attach_to: Vec::new(),
+            patchers: Vec::new(),
+            threads: 0,
+            optional: Vec::new(),
+            copies: Vec::new(),
+        }
+    }
+}
+
+/// One more copy of a program of an object: the same instructions, with
+/// constants and maps of its own where it says so.
+///
+/// It is loaded by [`LoadOptions::copies`] together with the object, behind
+/// the object's own programs, or later by [`Collection::load_copy`]. Where it
+/// says nothing it is like the original, numbers set with
+/// [`Object::set_symbol_constant`] and [`LoadOptions::patchers`] included.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ProgramCopy {
+    /// C function name of the program to copy. That one need not be loaded
+    /// itself.
+    pub program: String,
+    /// Name of the copy: of [`Collection::program`], in [`LoadOptions`], in
+    /// errors, and, its first 15 bytes, in the kernel.
+    pub name: String,
+    /// Global variables that have other initial values for the copy, in this
+    /// machine's byte order. The copy gets a map of its own for all variables
+    /// of each section that they are in.
+    pub variables: Vec<(String, Vec<u8>)>,
+    /// Maps that the copy uses instead of those of the same name.
+    pub maps: Vec<Map>,
+    /// Called with the copy after [`LoadOptions::patchers`].
+    pub patchers: Vec<Patcher>,
+}
+
+impl ProgramCopy {
+    /// A copy called `name` of the C function `program`, without differences.
+    pub fn new(program: impl Into<String>, name: impl Into<String>) -> ProgramCopy {
+        ProgramCopy {
+            program: program.into(),
+            name: name.into(),
+            variables: Vec::new(),
+            maps: Vec::new(),
             patchers: Vec::new(),
         }
     }
@@ -108,6 +155,7 @@ pub struct LoadTimes {
 pub struct Collection {
     maps: Vec<Map>,
     programs: Vec<Program>,
+    failures: Vec<(String, ProgramError)>,
     variables: Vec<VariableSpec>,
     /// By map: its memory, once a variable of it was used.
     memory: Vec<OnceLock<Option<MapMemory>>>,
@@ -121,79 +169,46 @@ impl Collection {
     /// On failure everything created is gone again, pins included.
     ///
     /// # Errors
-    /// [`LoadError`], naming the map or program.
+    /// [`LoadError`], naming the map or program. What fails of the programs in
+    /// [`LoadOptions::optional`] is in [`Collection::failures`] instead.
     pub fn load(object: &Object, options: LoadOptions) -> Result<Collection, LoadError> {
-        let start = Instant::now();
-        let linker = object
-            .linker()
-            .map_err(|source| LoadError::Object { path: None, source })?;
+        let loaded = loader::load(object, options, None)?;
+        Ok(Collection {
+            variables: object.variables().to_vec(),
+            memory: loaded.maps.iter().map(|_| OnceLock::new()).collect(),
+            maps: loaded.maps,
+            programs: loaded.programs,
+            failures: loaded.failures,
+            times: loaded.times,
+            losses: loaded.losses,
+        })
+    }
 
-        let mut loader = Loader::new(object, options, &linker)?;
-
-        // The kernel's types are walked once, for all names the object asks
-        // for, and only if it asks for any.
-        let targets = loader
-            .wanted
-            .iter()
-            .map(|spec| attach_btf::wanted(spec, &loader.options.attach_to))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut query = NameQuery::new();
-        let local = linker
-            .btf()
-            .filter(|_| linker.core_relos().next().is_some());
-        if let Some(local) = local {
-            add_roots(&mut query, local, linker.core_relos());
-        }
-        attach_btf::add_names(&mut query, &targets);
-        query.finish();
-        let kernel = match (query.is_empty(), &loader.options.kernel_btf) {
-            (true, _) => None,
-            (false, Some(btf)) => Some(Arc::clone(btf)),
-            (false, None) => Some(KernelBtf::vmlinux()?),
-        };
-        let mut hits = Vec::new();
-        let target = match &kernel {
-            Some(kernel) => Some(kernel.scan(&query, &mut hits)?),
-            None => None,
-        };
-        loader.attach_points = attach_btf::resolve(
-            &loader.wanted,
-            &targets,
-            &loader.options.attach_to,
-            &query,
-            target.as_ref().map(|btf| (btf, hits.as_slice())),
-        )?;
-        let mut resolver = local.map(|local| {
-            let mut resolver = Resolver::new(local, &query);
-            if let Some(target) = &target {
-                resolver.add_target(target, hits);
-            }
-            resolver
-        });
-        // Modules are those of the running kernel.
-        let wants_modules = loader.options.kernel_btf.is_none()
-            && resolver
-                .as_ref()
-                .is_some_and(|resolver| resolver.needs_modules(linker.core_relos()));
-        let modules = match &target {
-            Some(target) if wants_modules => modules_with(target, &query),
-            _ => Vec::new(),
-        };
-        let mut split = Vec::with_capacity(modules.len());
-        for module in &modules {
-            let mut hits = Vec::new();
-            if let Ok(btf) = Btf::scan(module.as_bytes(), target.as_ref(), &query, &mut hits) {
-                split.push((btf, hits));
-            }
-        }
-        if let Some(resolver) = &mut resolver {
-            for (btf, hits) in &mut split {
-                resolver.add_target(btf, std::mem::take(hits));
-            }
-        }
-
-        loader.times.relocate = start.elapsed();
-        loader.run(CoreRelocator::new(resolver))
+    /// Loads one more copy of a program of the object that the collection was
+    /// loaded from, on the collection's maps. The collection does not keep
+    /// it.
+    ///
+    /// Of the options, those about maps and about which programs to load are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// [`LoadError`]; [`LoadError::NoSuch`] also if `object` has other maps
+    /// than the collection.
+    pub fn load_copy(
+        &self,
+        object: &Object,
+        copy: ProgramCopy,
+        mut options: LoadOptions,
+    ) -> Result<Program, LoadError> {
+        let name = copy.name.clone();
+        options.copies = vec![copy];
+        options.optional.clear();
+        let loaded = loader::load(object, options, Some(self))?;
+        let program = loaded.programs.into_iter().next();
+        program.ok_or(LoadError::NoSuch {
+            kind: "program",
+            name,
+        })
     }
 
     /// All maps, in the object's order.
@@ -227,6 +242,19 @@ impl Collection {
         })
     }
 
+    /// The optional programs that could not be loaded, in the object's order,
+    /// each with its name and why.
+    pub fn failures(&self) -> &[(String, ProgramError)] {
+        &self.failures
+    }
+
+    /// Why the optional program of this name could not be loaded; `None` if
+    /// it could, or was not tried.
+    pub fn failure(&self, name: &str) -> Option<&ProgramError> {
+        let failure = self.failures.iter().find(|(failed, _)| failed == name);
+        failure.map(|(_, error)| error)
+    }
+
     /// Time spent in each phase. `parse` is the caller's to fill in.
     pub fn times(&self) -> LoadTimes {
         self.times
@@ -242,320 +270,6 @@ impl Collection {
     pub fn into_parts(self) -> (Vec<Map>, Vec<Program>) {
         (self.maps, self.programs)
     }
-}
-
-/// One load in progress. Owns what has been created so far.
-struct Loader<'o> {
-    object: &'o Object,
-    options: LoadOptions,
-    linker: &'o Linker<'o>,
-    externs: Externs<'o>,
-    wanted: Vec<&'o ProgramSpec>,
-    /// By wanted program.
-    attach_points: Vec<AttachPoint>,
-    btf: Option<OwnedFd>,
-    maps: Vec<Map>,
-    programs: Vec<Program>,
-    pins: Pins,
-    times: LoadTimes,
-    losses: Vec<Loss>,
-}
-
-/// Pins made by a load, removed again unless it succeeds.
-#[derive(Debug, Default)]
-struct Pins(Vec<PathBuf>);
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        for path in self.0.drain(..).rev() {
-            // A pin that is gone already needs no undoing.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-impl<'o> Loader<'o> {
-    fn new(
-        object: &'o Object,
-        options: LoadOptions,
-        linker: &'o Linker<'o>,
-    ) -> Result<Loader<'o>, LoadError> {
-        let unknown = options
-            .include
-            .iter()
-            .chain(&options.exclude)
-            .map(String::as_str)
-            .chain(options.attach_to.iter().map(AttachTo::name))
-            .find(|name| object.program(name).is_none())
-            .map(|name| ("program", name))
-            .or_else(|| {
-                let unknown = options
-                    .replace_maps
-                    .iter()
-                    .find(|m| object.map(m.name()).is_none());
-                unknown.map(|map| ("map", map.name()))
-            });
-        if let Some((kind, name)) = unknown {
-            return Err(LoadError::NoSuch {
-                kind,
-                name: name.to_owned(),
-            });
-        }
-        let wanted: Vec<_> = object
-            .programs()
-            .iter()
-            .filter(|p| {
-                (p.autoload || options.include.contains(&p.name))
-                    && !options.exclude.contains(&p.name)
-            })
-            .collect();
-        for program in &wanted {
-            if program.program_type == ProgramType::UNSPEC {
-                return Err(LoadError::Program(ProgramError::Untyped {
-                    program: program.name.clone(),
-                    section: program.section.clone(),
-                }));
-            }
-        }
-        let externs = Externs::resolve(object, &wanted, options.kernel_config.as_deref())
-            .map_err(|source| LoadError::Object { path: None, source })?;
-        Ok(Loader {
-            object,
-            options,
-            linker,
-            externs,
-            wanted,
-            attach_points: Vec::new(),
-            btf: None,
-            maps: Vec::new(),
-            programs: Vec::new(),
-            pins: Pins::default(),
-            times: LoadTimes::default(),
-            losses: Vec::new(),
-        })
-    }
-
-    fn run(mut self, core: CoreRelocator<'_>) -> Result<Collection, LoadError> {
-        let start = Instant::now();
-        let (btf, losses) = object_btf::load(self.object)?;
-        self.btf = btf;
-        self.losses = losses;
-        self.create_maps()?;
-        self.fill_slots(false)?;
-        self.times.maps += start.elapsed();
-
-        self.load_programs(core)?;
-
-        let start = Instant::now();
-        self.fill_slots(true)?;
-        self.times.maps += start.elapsed();
-
-        self.pins.0.clear();
-        Ok(Collection {
-            variables: self.object.variables().to_vec(),
-            memory: self.maps.iter().map(|_| OnceLock::new()).collect(),
-            maps: self.maps,
-            programs: self.programs,
-            times: self.times,
-            losses: self.losses,
-        })
-    }
-
-    fn create_maps(&mut self) -> Result<(), LoadError> {
-        for (index, spec) in self.object.maps().iter().enumerate() {
-            let map = self.obtain_map(index, spec)?;
-            self.maps.push(map);
-        }
-        Ok(())
-    }
-
-    /// The map for a specification: a replacement, a pin that exists, or a new
-    /// one.
-    fn obtain_map(&mut self, index: usize, spec: &MapSpec) -> Result<Map, LoadError> {
-        if let Some(at) = self
-            .options
-            .replace_maps
-            .iter()
-            .position(|m| m.name() == spec.name)
-        {
-            let map = self.options.replace_maps.swap_remove(at);
-            map.check(spec, None)?;
-            return Ok(map);
-        }
-        let pin = (spec.pinning == Pinning::ByName).then(|| self.options.pin_dir.join(&spec.name));
-        if let Some(path) = &pin {
-            match Map::from_pin(&spec.name, path) {
-                Ok(map) => {
-                    map.check(spec, Some(path))?;
-                    return Ok(map);
-                }
-                Err(err) if err.is(Errno::ENOENT) => {}
-                Err(err) => return Err(err.into()),
-            }
-        }
-        if spec.external {
-            let what = "declared extern, and neither replaced nor pinned under its name";
-            return Err(LoadError::Map(MapError::Spec {
-                map: spec.name.clone(),
-                what: what.to_owned(),
-            }));
-        }
-        let map = self.create_map(index, spec)?;
-        if let Some(path) = pin {
-            make_dir(&self.options.pin_dir);
-            map.pin(&path)?;
-            self.pins.0.push(path);
-        }
-        Ok(map)
-    }
-
-    fn create_map(&self, index: usize, spec: &MapSpec) -> Result<Map, LoadError> {
-        let context = MapContext {
-            btf: self.btf.as_ref().map(AsFd::as_fd),
-            inner: None,
-        };
-        let map = Map::create_in(spec, context)?;
-        let config = self.externs.config_contents(index);
-        if let Some(contents) = config.or(spec.contents.as_slice()) {
-            // What the object leaves out at the end is zero already.
-            if contents.iter().any(|b| *b != 0) {
-                map.update(&0_u32.to_ne_bytes(), contents)?;
-            }
-        }
-        if spec.freeze {
-            match map.freeze() {
-                // Kernels before 5.2 cannot; programs may not write it anyway.
-                Err(err) if err.is(Errno::EINVAL) => {}
-                result => result?,
-            }
-        }
-        Ok(map)
-    }
-
-    /// Static initialisers: inner maps before programs are loaded, tail-call
-    /// targets after.
-    fn fill_slots(&self, programs: bool) -> Result<(), LoadError> {
-        for (index, spec) in self.object.maps().iter().enumerate() {
-            for (key, slot) in &spec.slots {
-                let fd = match slot {
-                    Slot::Map(name) if !programs => self
-                        .maps
-                        .iter()
-                        .find(|m| m.name() == name)
-                        .map(|m| m.as_fd().as_raw_fd()),
-                    // A target that is not loaded leaves its slot empty: the
-                    // tail call then falls through, as it does for any index.
-                    Slot::Program(name) if programs => self
-                        .programs
-                        .iter()
-                        .find(|p| p.name() == name)
-                        .map(AsRawFd::as_raw_fd),
-                    _ => continue,
-                };
-                if let (Some(fd), Some(map)) = (fd, self.maps.get(index)) {
-                    map.update(&key.to_ne_bytes(), &fd.to_ne_bytes())?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn load_programs(&mut self, mut core: CoreRelocator<'_>) -> Result<(), LoadError> {
-        let license = self.object.license().unwrap_or_default();
-        let license = CString::new(license).unwrap_or_default();
-        let mut linked = LinkedProgram::default();
-        for (at, spec) in std::mem::take(&mut self.wanted).into_iter().enumerate() {
-            let start = Instant::now();
-            self.linker
-                .link(spec, &mut linked)
-                .map_err(|source| ProgramError::Link {
-                    program: spec.name.clone(),
-                    source,
-                })?;
-            core.apply(spec, &mut linked)?;
-            for patcher in &mut self.options.patchers {
-                patcher
-                    .run(spec, self.linker, &mut linked)
-                    .map_err(|source| ProgramError::Patch {
-                        program: spec.name.clone(),
-                        source,
-                    })?;
-            }
-            self.apply_fixups(spec, &mut linked)?;
-            self.times.relocate += start.elapsed();
-
-            let start = Instant::now();
-            let point = self.attach_points.get(at);
-            let context = ProgramContext {
-                attach_btf_id: point.map_or(0, |point| point.btf_id),
-                attach_to: point.and_then(AttachPoint::of),
-                license: &license,
-                kernel_version: self.object.kernel_version().unwrap_or(0),
-                btf: self.btf.as_ref().map(AsFd::as_fd),
-                log_limit: self.options.log_limit_bytes,
-            };
-            let program = Program::load(spec, &linked, self.linker, context, &|id| {
-                core.explain(id).or_else(|| self.externs.explain(id))
-            })?;
-            self.programs.push(program);
-            self.times.verify += start.elapsed();
-        }
-        Ok(())
-    }
-
-    /// Puts descriptors, and what stands for externs, where instructions wait
-    /// for them.
-    fn apply_fixups(
-        &self,
-        spec: &ProgramSpec,
-        linked: &mut LinkedProgram,
-    ) -> Result<(), ProgramError> {
-        let descriptor = |index: usize| self.maps.get(index).map(|m| m.as_fd().as_raw_fd());
-        let config = self.object.config_map().and_then(descriptor).unwrap_or(-1);
-        for fixup in &linked.fixups {
-            match fixup.target {
-                FixupTarget::Map(index) | FixupTarget::MapValue(index) => {
-                    let insn = linked.insns.get_mut(fixup.insn as usize);
-                    if let (Some(insn), Some(fd)) = (insn, descriptor(index as usize)) {
-                        insn.imm = fd;
-                    }
-                }
-                FixupTarget::Extern(index) => {
-                    let at = fixup.insn as usize;
-                    let applied = self.externs.apply(index, &mut linked.insns, at, config);
-                    applied.map_err(|reason| {
-                        let symbol = self.object.externs().get(index as usize);
-                        ProgramError::UndefinedSymbol {
-                            program: spec.name.clone(),
-                            insn: fixup.insn,
-                            symbol: symbol.map(|s| s.name.clone()).unwrap_or_default(),
-                            reason: Box::new(reason),
-                        }
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The BTF of those modules that have types of these names. One that cannot be
-/// understood has none.
-fn modules_with(kernel: &Btf<'_>, query: &NameQuery<'_>) -> Vec<KernelBtf> {
-    let mut hits = Vec::new();
-    KernelBtf::modules()
-        .filter(|module| {
-            hits.clear();
-            let types = Btf::scan(module.as_bytes(), Some(kernel), query, &mut hits);
-            types.is_ok() && !hits.is_empty()
-        })
-        .collect()
-}
-
-/// Makes the directory for pins, if its parent exists. What goes wrong shows
-/// when the pin is made.
-fn make_dir(path: &Path) {
-    let _ = std::fs::create_dir(path);
 }
 
 /// Reads and parses an object file.

@@ -143,6 +143,14 @@ pub enum ProgramError {
         /// Its name; empty if none was given.
         name: String,
     },
+    /// The program needs the kernel's types and they cannot be had.
+    #[error("program {program}: {source}")]
+    KernelBtf {
+        /// C function name.
+        program: String,
+        /// Why not.
+        source: KernelBtfError,
+    },
     /// A CO-RE relocation is malformed or ambiguous.
     #[error("program {program}: {source}")]
     CoRe {
@@ -272,8 +280,25 @@ impl ProgramError {
     pub fn is(&self, errno: Errno) -> bool {
         match self {
             ProgramError::Rejected(rejection) => rejection.source.is(errno),
-            ProgramError::Operation { source, .. } => source.is(errno),
+            ProgramError::Operation { source, .. }
+            | ProgramError::KernelBtf {
+                source: KernelBtfError::Read { source, .. },
+                ..
+            } => source.is(errno),
             _ => false,
+        }
+    }
+
+    /// What would help, if that shows.
+    pub fn cure(&self) -> Option<&Cure> {
+        match self {
+            ProgramError::Rejected(rejection) => rejection.cure.as_ref(),
+            ProgramError::Operation { cure, .. }
+            | ProgramError::KernelBtf {
+                source: KernelBtfError::Read { cure, .. },
+                ..
+            } => cure.as_ref(),
+            _ => None,
         }
     }
 }
@@ -344,9 +369,8 @@ impl LoadError {
         match self {
             LoadError::Btf { cure, .. }
             | LoadError::Map(MapError::Create { cure, .. } | MapError::Pin { cure, .. })
-            | LoadError::Program(ProgramError::Operation { cure, .. })
             | LoadError::KernelBtf(KernelBtfError::Read { cure, .. }) => cure.as_ref(),
-            LoadError::Program(ProgramError::Rejected(rejection)) => rejection.cure.as_ref(),
+            LoadError::Program(err) => err.cure(),
             _ => None,
         }
     }

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! Everything is owned: dropping a value closes what it holds, and a call that
-//! fails leaves nothing behind. The crate prints nothing and starts no thread.
+//! fails leaves nothing behind. The crate prints nothing, and starts no threads
+//! but those that load programs in parallel and end with the load.
 #![forbid(unsafe_code)]
 
 mod attach_btf;
@@ -33,6 +34,7 @@ mod externs;
 mod kconfig;
 mod kernel_btf;
 mod link;
+mod loader;
 mod map;
 mod memlock;
 mod object_btf;
@@ -40,9 +42,10 @@ mod program;
 mod reader;
 mod variable;
 mod verifier_log;
+mod verify;
 
 pub use attach_btf::AttachTo;
-pub use collection::{Collection, LoadOptions, LoadTimes, open_object};
+pub use collection::{Collection, LoadOptions, LoadTimes, ProgramCopy, open_object};
 pub use cure::Cure;
 pub use error::{
     KernelBtfError, LinkError, LoadError, MapError, MissingSymbol, ProgramError, ReaderError,

@@ -1,5 +1,7 @@
 //! The locked-memory limit that kernels before 5.11 count BPF memory against.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use ebpf_manager_sys::proc::{self, Rlimit};
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -13,10 +15,25 @@ use crate::cure;
 /// remain charged for as long as they live. It is left alone on kernels that
 /// do not count, and where it is large enough.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, SysError>) -> Result<T, SysError> {
+    let raised = RAISED.load(Ordering::Acquire);
     match call() {
-        Err(err) if err.is(Errno::EPERM) && cure::counts_memlock() && raise() => call(),
+        Err(err) if err.is(Errno::EPERM) && cure::counts_memlock() && raise_since(raised) => call(),
         result => result,
     }
+}
+
+/// Times that the limit was raised.
+static RAISED: AtomicU32 = AtomicU32::new(0);
+
+/// True if the limit could be raised, or another thread has raised it since
+/// it was raised `before` times.
+#[cold]
+fn raise_since(before: u32) -> bool {
+    if raise() {
+        RAISED.fetch_add(1, Ordering::Release);
+        return true;
+    }
+    RAISED.load(Ordering::Acquire) != before
 }
 
 /// True if the limit could be raised.

@@ -749,6 +749,22 @@ fn prlimit_memlock(new: Option<Rlimit>) -> Result<Rlimit> {
     })
 }
 
+/// CPUs that the calling thread may run on; 1 if the kernel does not say.
+pub fn usable_cpus() -> usize {
+    // Room for the CPUs of any kernel there is (`CONFIG_NR_CPUS` ends at 8192).
+    let mut mask = [0_u64; 128];
+    let size = size_of_val(&mask);
+    // SAFETY: the kernel writes at most `size` bytes, those of `mask`.
+    let bytes = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size, &raw mut mask) };
+    if bytes <= 0 {
+        return 1;
+    }
+    mask.iter()
+        .map(|word| word.count_ones() as usize)
+        .sum::<usize>()
+        .max(1)
+}
+
 /// Size of a memory page in bytes.
 pub fn page_size() -> usize {
     // SAFETY: sysconf takes an integer and touches no memory of ours.

@@ -118,6 +118,19 @@ impl Drop for SignalFd {
     }
 }
 
+/// Blocks every signal in the calling thread, for good: handlers of the
+/// application are not run on a thread it does not know of. A signal sent to
+/// the process goes to its other threads.
+pub fn block_all_in_this_thread() {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the pointer is valid for writing a set.
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    // SAFETY: sigfillset initialised it.
+    let set = Mask(unsafe { set.assume_init() });
+    // Fails only for an operation the kernel does not know.
+    let _ = set.apply(libc::SIG_BLOCK);
+}
+
 impl Mask {
     fn of(signals: &[Signal]) -> Result<Mask> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
