@@ -136,6 +136,7 @@ fn iterate(prog: &OwnedFd, target: IterTarget<'_>) -> Result<OwnedFd> {
 #[test]
 fn iterators() {
     let map = require!((3, 18), hash(4));
+    // A locked-down kernel may refuse programs that can write what they visit.
     let prog = require!(
         (5, 9),
         ["CONFIG_DEBUG_INFO_BTF", NO_LOCKDOWN],
