@@ -81,7 +81,14 @@ pub enum ManagerError {
         /// The kernel's answer.
         source: SysError,
     },
-    /// An event handler panicked; its thread has ended and the remaining
+    /// The stream is not being read: the manager does not run, or the stream
+    /// was stopped or not started.
+    #[error("stream {map} is not being read; start the manager, or the stream if it was skipped")]
+    StreamIdle {
+        /// The buffer's map.
+        map: String,
+    },
+    /// An event handler panicked; its stream has ended and the remaining
     /// events were not read.
     #[error("an event handler panicked: {message}")]
     HandlerPanicked {

@@ -47,4 +47,7 @@ pub use hook::Hook;
 pub use manager::{Builder, Manager, MapRef, ObjectSource, ProgramRef, Times, VariableRef};
 pub use probe::{Outcome, Probe, ProbeId};
 pub use state::{Action, State};
-pub use stream::StreamStats;
+pub use stream::{PooledRecord, Sink, Stream, StreamHandle, StreamStats, WhenFull};
+
+pub use crossbeam_channel as channel;
+pub use ebpf_manager_bpf::{OwnedRecord, Record};

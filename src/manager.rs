@@ -20,7 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::error::ManagerError;
 use crate::probe::{Outcome, Probe, ProbeId};
 use crate::state::{Action, State, Step, step};
-use crate::stream::{Counters, Handler, Source, Stream, StreamStats};
+use crate::stream::{Readers, Sink, Stream, StreamHandle, StreamStats};
 
 /// Where an object comes from.
 #[derive(Clone, Debug)]
@@ -73,17 +73,10 @@ pub struct Times {
 pub struct Builder {
     probes: Vec<Probe>,
     constants: Vec<(String, Vec<u8>)>,
-    ring_buffers: Vec<RingBuffer>,
+    streams: Vec<Arc<Stream>>,
     pin_dir: Option<PathBuf>,
     kernel_btf: Option<Arc<KernelBtf>>,
     exclude: Vec<String>,
-}
-
-/// A declared ring buffer.
-struct RingBuffer {
-    map: String,
-    handler: Arc<Mutex<Handler>>,
-    counters: Arc<Counters>,
 }
 
 impl Builder {
@@ -105,23 +98,26 @@ impl Builder {
     }
 
     /// Reads a ring buffer map: `handler` is called with each record, in
-    /// place and in order, on the manager's one reader thread (named
+    /// place and in order, on the manager's reader thread (named
     /// `ebpf-reader`) while the manager runs. No record is read before
     /// [`Manager::start`]; those left at [`Manager::stop`] are read before it
-    /// returns.
+    /// returns. See [`Stream`] for all that can be chosen.
     ///
     /// Requires at least Linux 5.8.
     #[must_use]
     pub fn ring_buffer(
-        mut self,
+        self,
         map: impl Into<String>,
-        handler: impl FnMut(&[u8]) + Send + 'static,
+        mut handler: impl FnMut(&[u8]) + Send + 'static,
     ) -> Builder {
-        self.ring_buffers.push(RingBuffer {
-            map: map.into(),
-            handler: Arc::new(Mutex::new(Box::new(handler))),
-            counters: Arc::default(),
-        });
+        let sink = Sink::handler(move |record| handler(record.data));
+        self.stream(Stream::ring_buffer(map, sink))
+    }
+
+    /// Reads a buffer as `stream` says, while the manager runs.
+    #[must_use]
+    pub fn stream(mut self, stream: Stream) -> Builder {
+        self.streams.push(Arc::new(stream));
         self
     }
 
@@ -162,11 +158,15 @@ impl Builder {
                 });
             }
         }
-        for (i, ring) in self.ring_buffers.iter().enumerate() {
-            if self.ring_buffers.iter().take(i).any(|r| r.map == ring.map) {
+        for (i, stream) in self.streams.iter().enumerate() {
+            let earlier = self.streams.iter().take(i);
+            if earlier.map(|s| s.map()).any(|map| map == stream.map()) {
                 return Err(ManagerError::Duplicate {
-                    what: "ring buffer",
-                    name: ring.map.clone(),
+                    what: match stream.map_type() {
+                        MapType::RINGBUF => "ring buffer",
+                        _ => "perf buffer",
+                    },
+                    name: stream.map().to_owned(),
                 });
             }
         }
@@ -183,10 +183,9 @@ impl Builder {
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rings: Vec<&str> = self.ring_buffers.iter().map(|r| r.map.as_str()).collect();
         f.debug_struct("Builder")
             .field("probes", &self.probes)
-            .field("ring_buffers", &rings)
+            .field("streams", &self.streams)
             .finish_non_exhaustive()
     }
 }
@@ -208,7 +207,7 @@ struct Inner {
     /// What lookups see. Replaced, never waited for.
     live: RwLock<Option<Arc<Live>>>,
     /// A reader that a handler of its own stopped: nobody could join it then.
-    ended: Mutex<Option<Stream>>,
+    ended: Mutex<Option<Readers>>,
 }
 
 /// The state with what it owns.
@@ -224,7 +223,7 @@ enum Slot {
 #[derive(Debug, Default)]
 struct Running {
     links: Vec<Link>,
-    stream: Option<Stream>,
+    readers: Option<Readers>,
 }
 
 /// Loaded maps and programs, and how far they have come.
@@ -510,15 +509,27 @@ impl Manager {
         object.chain(maps).chain(programs).collect()
     }
 
-    /// Records read from a declared ring buffer since the manager was built.
+    /// The declared stream of this map: to pause, resume, stop, start and
+    /// flush it, and for its counters. Never waits for an action in progress.
+    pub fn stream(&self, map: &str) -> Option<StreamHandle> {
+        let mut streams = self.inner.declaration.streams.iter();
+        streams.find(|s| s.map() == map).map(StreamHandle::new)
+    }
+
+    /// What has been read from a declared buffer since the manager was built.
     pub fn stream_stats(&self, map: &str) -> Option<StreamStats> {
-        let ring = self
-            .inner
-            .declaration
-            .ring_buffers
-            .iter()
-            .find(|r| r.map == map)?;
-        Some(ring.counters.get())
+        Some(self.stream(map)?.stats())
+    }
+
+    /// Stops all streams, handing over what is in their buffers. Programs stay
+    /// attached; [`StreamHandle::start`] reads on.
+    ///
+    /// # Errors
+    /// [`ManagerError::Thread`].
+    pub fn stop_readers(&self) -> Result<(), ManagerError> {
+        let streams = &self.inner.declaration.streams;
+        let stopped = streams.iter().map(|s| StreamHandle::new(s).stop());
+        stopped.fold(Ok(()), Result::and)
     }
 }
 
@@ -545,12 +556,13 @@ impl Inner {
         if let Some(stream) = ended {
             let before = std::mem::replace(&mut *slot, Slot::Busy(state, action));
             drop(slot);
-            let joined = stream.join();
+            let mut failed = stream.join();
             slot = self.slot.lock();
             *slot = before;
-            match joined {
-                Err(err) if action == Action::Stop => errors.push(err),
-                joined => joined?,
+            if action == Action::Stop {
+                errors.append(&mut failed);
+            } else if let Some(first) = failed.into_iter().next() {
+                return Err(first);
             }
         }
         match step(state, action) {
@@ -602,12 +614,15 @@ impl Inner {
                 });
             }
         }
-        for ring in &declaration.ring_buffers {
-            let map = object.map(&ring.map);
-            if map.is_none_or(|map| map.map_type != MapType::RINGBUF) {
+        for stream in &declaration.streams {
+            let map = object.map(stream.map());
+            if map.is_none_or(|map| map.map_type != stream.map_type()) {
                 return Err(ManagerError::NoSuch {
-                    kind: "ring buffer",
-                    name: ring.map.clone(),
+                    kind: match stream.map_type() {
+                        MapType::RINGBUF => "ring buffer",
+                        _ => "perf buffer",
+                    },
+                    name: stream.map().to_owned(),
                 });
             }
         }
@@ -636,15 +651,9 @@ impl Inner {
         let Some(live) = self.live() else {
             return Ok(());
         };
-        let mut sources = Vec::new();
-        for ring in &self.declaration.ring_buffers {
-            if let Some(map) = live.collection.map(&ring.map) {
-                let (handler, counters) = (Arc::clone(&ring.handler), Arc::clone(&ring.counters));
-                sources.push(Source::open(map, handler, counters)?);
-            }
-        }
-        if !sources.is_empty() {
-            running.stream = Some(Stream::start(sources)?);
+        if !self.declaration.streams.is_empty() {
+            let map = |name: &str| live.collection.map(name).cloned();
+            running.readers = Some(Readers::start(&self.declaration.streams, &map)?);
         }
         let start = Instant::now();
         let mut outcomes = Vec::with_capacity(self.declaration.probes.len());
@@ -683,12 +692,12 @@ impl Inner {
                 errors.push(ManagerError::Detach(err));
             }
         }
-        if let Some(stream) = running.stream {
-            errors.extend(stream.signal().err());
-            if stream.is_current() {
-                *self.ended.lock() = Some(stream);
+        if let Some(readers) = running.readers {
+            errors.extend(readers.signal().err());
+            if readers.is_current() {
+                *self.ended.lock() = Some(readers);
             } else {
-                errors.extend(stream.join().err());
+                errors.append(&mut readers.join());
             }
         }
     }
@@ -723,6 +732,6 @@ impl Drop for Inner {
         // A handler that drops the last handle is not waited for: its reader
         // has been told to end.
         let ended = self.ended.get_mut().take_if(|stream| !stream.is_current());
-        let _ = ended.map(Stream::join);
+        let _ = ended.map(Readers::join);
     }
 }

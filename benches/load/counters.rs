@@ -124,7 +124,7 @@ impl Recorder {
         };
         // A damaged ring shows as missing calls, which the table shows.
         let _ = self.ring.drain(usize::MAX, |record| {
-            if let PerfRecord::Sample { data } = record {
+            if let PerfRecord::Sample { data, .. } = record {
                 calls.push(Call {
                     number: word(data, number_at),
                     argument: word(data, argument_at),

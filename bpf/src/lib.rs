@@ -62,7 +62,10 @@ pub use link::{
 };
 pub use map::{Loss, Map};
 pub use program::Program;
-pub use reader::{RingBufferReader, Waiter};
+pub use reader::{
+    Buffer, Cpus, OverwritableBuffer, OwnedRecord, PerfBufferOptions, PerfBufferReader,
+    PerfCpuStats, Record, RingBufferReader, UserRingBuffer, UserRingBufferError, Waiter, Wakeup,
+};
 pub use variable::Variable;
 pub use verifier_log::{SourceLine, VerifierLog};
 
@@ -73,5 +76,5 @@ pub use ebpf_manager_sys::abi::bpf::{
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
 pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
 pub use ebpf_manager_sys::poll::Waker;
-pub use ebpf_manager_sys::proc::KernelVersion;
+pub use ebpf_manager_sys::proc::{KernelVersion, online_cpus};
 pub use ebpf_manager_sys::{Errno, SysError};

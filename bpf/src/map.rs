@@ -223,6 +223,16 @@ impl Map {
             .map_err(|e| self.access(e))
     }
 
+    /// As [`update_with`](Self::update_with), with the kernel's bare answer.
+    pub(crate) fn update_raw(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        flags: ElemFlags,
+    ) -> Result<(), SysError> {
+        self.inner.fd.update(key, value, flags)
+    }
+
     /// Removes `key`; false if it was not there.
     pub fn delete(&self, key: &[u8]) -> Result<bool, MapError> {
         self.inner.fd.delete(key).map_err(|e| self.access(e))

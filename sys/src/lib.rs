@@ -30,12 +30,14 @@ pub mod poll;
 pub mod proc;
 pub mod ringbuf;
 pub mod rtnl;
+pub mod sched;
 pub mod signal;
 pub mod socket;
 #[cfg(test)]
 mod testing;
 pub mod tracefs;
 pub mod tty;
+pub mod uevent;
 
 pub use errno::{Errno, SysError};
 

@@ -155,6 +155,17 @@ impl<'a> PerfEventAttr<'a> {
         self
     }
 
+    /// Takes time stamps from `CLOCK_MONOTONIC`, the clock of
+    /// `bpf_ktime_get_ns()`, instead of the scheduler's.
+    ///
+    /// Requires at least Linux 4.1.
+    #[must_use]
+    pub fn monotonic_clock(mut self) -> Self {
+        self.raw.clockid = libc::CLOCK_MONOTONIC;
+        self.raw.flags.insert(AttrFlags::USE_CLOCKID);
+        self
+    }
+
     /// The kernel's structure. Its `config1` may be the address of the name.
     pub fn raw(&self) -> &EventAttr {
         &self.raw
@@ -319,6 +330,18 @@ impl PerfEvent {
     pub fn pause_output(&self, pause: bool) -> Result<()> {
         let op = "ioctl(PERF_EVENT_IOC_PAUSE_OUTPUT)";
         self.request(op, ioc::PAUSE_OUTPUT, pause.into())
+    }
+
+    /// Sends what is written to this event to the ring of `ring` from now on.
+    ///
+    /// Not public: whoever then mapped this event would map that ring again.
+    ///
+    /// # Errors
+    /// `EINVAL` if the two are not alike (CPU, clock, direction) or this one
+    /// has a ring of its own that is mapped.
+    pub(crate) fn set_output(&self, ring: &PerfEvent) -> Result<()> {
+        let to = ring.fd.as_raw_fd() as libc::c_ulong;
+        self.request("ioctl(PERF_EVENT_IOC_SET_OUTPUT)", ioc::SET_OUTPUT, to)
     }
 
     /// Reads the count.

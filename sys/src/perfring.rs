@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
-use crate::abi::perf::{AttrFlags, MmapPage, OpenFlags, RecordHeader, record_type};
+use crate::abi::perf::{AttrFlags, MmapPage, OpenFlags, RecordHeader, SampleType, record_type};
 use crate::abi::pod::from_bytes;
 use crate::errno::{Errno, SysError};
 use crate::mmap::{Access, Mapping};
@@ -47,6 +47,9 @@ pub enum PerfRecord<'r> {
     Sample {
         /// The data.
         data: &'r [u8],
+        /// When it was written, in nanoseconds of the event's clock, if the
+        /// event's samples carry [`TIME`](crate::abi::perf::SampleType::TIME).
+        time_ns: Option<u64>,
     },
     /// The ring was full.
     Lost {
@@ -60,15 +63,39 @@ pub enum PerfRecord<'r> {
     },
 }
 
-/// Where in a record the kernel puts what.
-fn decode(header: RecordHeader, record: &[u8], raw_offset: usize) -> Option<PerfRecord<'_>> {
+/// Where in a sample record the kernel puts what, in bytes from its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Layout {
+    /// See [`SampleType::time_offset`].
+    time: Option<usize>,
+    /// See [`SampleType::raw_offset`].
+    raw: usize,
+}
+
+impl Layout {
+    fn of(sample: SampleType) -> Option<Layout> {
+        let time = sample.time_offset();
+        Some(Layout {
+            time,
+            raw: sample.raw_offset()?,
+        })
+    }
+}
+
+/// Takes a record apart; `None` if it is too short for what it is.
+#[inline]
+fn decode(header: RecordHeader, record: &[u8], layout: Layout) -> Option<PerfRecord<'_>> {
     let word = |offset: usize| from_bytes::<u64>(record.get(offset..offset + 8)?);
     match header.kind {
         record_type::SAMPLE => {
-            let sized = record.get(raw_offset..)?;
+            let sized = record.get(layout.raw..)?;
             let (size, data) = sized.split_at_checked(4)?;
             let data = data.get(..from_bytes::<u32>(size)? as usize)?;
-            Some(PerfRecord::Sample { data })
+            let time_ns = match layout.time {
+                Some(at) => Some(word(at)?),
+                None => None,
+            };
+            Some(PerfRecord::Sample { data, time_ns })
         }
         // Behind the header: event id, then the count.
         record_type::LOST => Some(PerfRecord::Lost { count: word(16)? }),
@@ -93,6 +120,8 @@ pub struct PerfRing {
     // First: unmapped before the event is closed.
     ring: Ring,
     event: PerfEvent,
+    /// Writes to the same ring.
+    second: Option<PerfEvent>,
 }
 
 impl PerfRing {
@@ -109,7 +138,7 @@ impl PerfRing {
     pub fn new(event: PerfEvent, pages: usize) -> Result<PerfRing> {
         let invalid =
             |why: &'static str| SysError::new("mmap(perf event)", Errno::EINVAL).with_detail(why);
-        let Some(raw_offset) = event.sample_type().raw_offset() else {
+        let Some(layout) = Layout::of(event.sample_type()) else {
             return Err(invalid("samples without raw data at a fixed place"));
         };
         if event.attr_flags().contains(AttrFlags::WRITE_BACKWARD) {
@@ -122,8 +151,38 @@ impl PerfRing {
         if !pages.is_power_of_two() {
             return Err(invalid("size is not a power of two"));
         }
-        let ring = Ring::map(event.as_fd(), pages, raw_offset)?;
-        Ok(PerfRing { ring, event })
+        let ring = Ring::map(event.as_fd(), pages, layout)?;
+        let second = None;
+        Ok(PerfRing {
+            ring,
+            event,
+            second,
+        })
+    }
+
+    /// Lets `event` write to this ring, too. An event says when readers are
+    /// woken up: a program that is given the one or the other as its output
+    /// wakes them or does not.
+    ///
+    /// # Errors
+    /// `EINVAL` if its samples look different, or it differs in CPU or clock;
+    /// `EBUSY` if there is a second event already.
+    pub fn add_event(&mut self, event: PerfEvent) -> Result<()> {
+        let op = "ioctl(PERF_EVENT_IOC_SET_OUTPUT)";
+        if self.second.is_some() {
+            return Err(SysError::new(op, Errno::EBUSY));
+        }
+        if event.sample_type() != self.event.sample_type() {
+            return Err(SysError::new(op, Errno::EINVAL));
+        }
+        event.set_output(&self.event)?;
+        self.second = Some(event);
+        Ok(())
+    }
+
+    /// The event that [`add_event`](Self::add_event) added.
+    pub fn second_event(&self) -> Option<&PerfEvent> {
+        self.second.as_ref()
     }
 
     /// The event.
@@ -179,14 +238,13 @@ struct Ring {
     data: Data,
     /// What the kernel knows as `data_tail`; a multiple of 8.
     tail: u64,
-    /// See [`SampleType::raw_offset`](crate::abi::perf::SampleType::raw_offset).
-    raw_offset: usize,
+    layout: Layout,
     /// A record that wraps, put together. Grows to the longest such record.
     scratch: Vec<u8>,
 }
 
 impl Ring {
-    fn map(fd: BorrowedFd<'_>, pages: usize, raw_offset: usize) -> Result<Ring> {
+    fn map(fd: BorrowedFd<'_>, pages: usize, layout: Layout) -> Result<Ring> {
         let page = page_size();
         let invalid = || SysError::new("mmap(perf event)", Errno::EINVAL);
         let total = pages.checked_add(1).and_then(|n| n.checked_mul(page));
@@ -210,7 +268,7 @@ impl Ring {
         Ok(Ring {
             data,
             tail,
-            raw_offset,
+            layout,
             scratch: Vec::new(),
         })
     }
@@ -222,10 +280,10 @@ impl Ring {
         let Ring {
             data,
             tail: position,
-            raw_offset,
+            layout,
             scratch,
         } = self;
-        let data = &*data;
+        let (data, layout) = (&*data, *layout);
         let batch = (data.mask + 1) / 4;
         let mut guard = ReleaseOnDrop {
             tail: Tail { data, position },
@@ -261,7 +319,7 @@ impl Ring {
                     Some(record) => record,
                     None => data.put_together(at, size, scratch),
                 };
-                let Some(record) = decode(header, record, *raw_offset) else {
+                let Some(record) = decode(header, record, layout) else {
                     return Err(corrupt(at, header, rest));
                 };
                 read += size;
@@ -372,11 +430,14 @@ impl Data {
         // head made them visible, and the kernel leaves them alone until the
         // tail passes them, because the ring is mapped writable and is not
         // written backward. Only `drain` moves the tail, when the slice is
-        // gone; nobody else can, since `PerfRing` owns the only `PerfEvent` of
-        // a ring of its own, and mappings stay inside this crate.
+        // gone; nobody else can, since `PerfRing` owns all events that write
+        // to its ring, and mappings stay inside this crate.
         unsafe { std::slice::from_raw_parts(start, size) }
     }
 }
 
+mod overwritable;
 #[cfg(test)]
 mod tests;
+
+pub use overwritable::OverwritableRing;

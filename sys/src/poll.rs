@@ -213,6 +213,36 @@ impl Waker {
         }
     }
 
+    /// Sleeps for `time`, with the precision of nanoseconds that epoll lacks,
+    /// or until woken; true if woken. It stays woken until
+    /// [`drain`](Self::drain).
+    ///
+    /// How much later it returns is up to the thread's timer slack, see
+    /// [`set_timer_slack`]. A signal ends the sleep early.
+    pub fn sleep(&self, time: Duration) -> Result<bool> {
+        let mut poll = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let time = libc::timespec {
+            tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        let poll = ptr::from_mut(&mut poll);
+        // SAFETY: `poll` and `time` are alive, the count of one is right, and
+        // no signal mask is passed.
+        let n = unsafe { libc::ppoll(poll, 1, &raw const time, ptr::null()) };
+        match n {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => match Errno::last() {
+                Errno::EINTR => Ok(false),
+                errno => Err(SysError::new("ppoll", errno)),
+            },
+        }
+    }
+
     /// Makes the descriptor unreadable; true if it had been woken.
     pub fn drain(&self) -> Result<bool> {
         let mut count = 0_u64;
@@ -233,6 +263,16 @@ impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// By how many nanoseconds the kernel may delay the end of a sleep of the
+/// calling thread, to end several at once: 50,000 unless set.
+pub fn set_timer_slack(ns: u32) -> Result<()> {
+    retry_eintr("prctl(PR_SET_TIMERSLACK)", || {
+        // SAFETY: takes two numbers and touches no memory of ours.
+        i64::from(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, libc::c_ulong::from(ns)) })
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -277,6 +317,18 @@ mod tests {
         thread.join().unwrap();
         assert_eq!(waker.drain(), Ok(true));
         assert_eq!(waker.drain(), Ok(false));
+    }
+
+    #[test]
+    fn sleep_ends_by_time_or_by_the_waker() {
+        set_timer_slack(1000).unwrap();
+        let waker = Waker::new().unwrap();
+        let start = Instant::now();
+        assert_eq!(waker.sleep(Duration::from_micros(300)), Ok(false));
+        assert!(start.elapsed() >= Duration::from_micros(300));
+        waker.wake().unwrap();
+        assert_eq!(waker.sleep(Duration::MAX), Ok(true));
+        assert_eq!(waker.drain(), Ok(true));
     }
 
     #[test]

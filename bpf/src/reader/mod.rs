@@ -1,22 +1,67 @@
-//! Reading what programs send: ring buffers now, perf buffers beside them.
+//! Reading what programs send, in ring buffers and perf buffers, and sending
+//! to them in user ring buffers.
 //!
-//! Readers are driven by their caller. [`Waiter`] sleeps until one of several
-//! readers has something, or another thread wakes it.
+//! Readers are driven by their caller: [`consume`](RingBufferReader::consume)
+//! never waits, [`poll`](RingBufferReader::poll) waits for one reader,
+//! [`Waiter`] for one of several or for another thread, and the descriptor of
+//! a reader suits any event loop.
 
+mod overwritable;
+mod perf;
+mod record;
 mod ring;
+mod user;
 
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use ebpf_manager_sys::SysError;
-use ebpf_manager_sys::poll::{Epoll, Event, Interest, Waker};
+use ebpf_manager_sys::poll::{Epoll, Event, Interest, Waker, set_timer_slack};
+use ebpf_manager_sys::{Errno, SysError};
 
+pub use overwritable::OverwritableBuffer;
+pub use perf::{Cpus, PerfBufferOptions, PerfBufferReader, PerfCpuStats, Wakeup};
+pub use record::{OwnedRecord, Record};
 pub use ring::RingBufferReader;
+pub use user::{UserRingBuffer, UserRingBufferError};
 
 use crate::error::ReaderError;
+use crate::map::Map;
+use ebpf_manager_sys::abi::bpf::MapType;
+use ebpf_manager_sys::ringbuf::CorruptRing;
 
 /// Token of the waker, which no reader can have.
 const WAKER: u64 = u64::MAX;
+
+/// A reader that [`Waiter`] can wait for.
+pub trait Buffer: AsFd {
+    /// Name of its map.
+    fn name(&self) -> &str;
+}
+
+fn check_type(map: &Map, expected: MapType) -> Result<(), ReaderError> {
+    if map.map_type() == expected {
+        return Ok(());
+    }
+    Err(ReaderError::WrongMap {
+        map: map.name().to_owned(),
+        expected,
+        found: map.map_type(),
+    })
+}
+
+#[cold]
+fn kernel(map: &str, source: SysError) -> ReaderError {
+    ReaderError::Kernel {
+        map: map.to_owned(),
+        source,
+    }
+}
+
+#[cold]
+fn corrupt(map: &str, err: &CorruptRing) -> ReaderError {
+    let source = SysError::new("read the ring", Errno::EBADMSG).with_detail(err.to_string());
+    kernel(map, source)
+}
 
 /// Waits for any of several readers.
 #[derive(Debug)]
@@ -54,7 +99,7 @@ impl Waiter {
     ///
     /// # Errors
     /// [`ReaderError::Kernel`].
-    pub fn add(&self, reader: &RingBufferReader, token: u32) -> Result<(), ReaderError> {
+    pub fn add(&self, reader: &dyn Buffer, token: u32) -> Result<(), ReaderError> {
         // Edge-triggered: a level-triggered wait would spin while a program
         // has reserved a record and not yet committed it.
         self.epoll
@@ -63,10 +108,7 @@ impl Waiter {
                 token.into(),
                 Interest::READABLE | Interest::EDGE,
             )
-            .map_err(|source| ReaderError::Kernel {
-                map: reader.name().to_owned(),
-                source,
-            })
+            .map_err(|source| kernel(reader.name(), source))
     }
 
     /// Waits until a reader has something, the waker is called or `timeout`
@@ -89,5 +131,24 @@ impl Waiter {
             }
         }
         Ok(woken)
+    }
+
+    /// Sleeps for `time` whatever readers have, or until the waker is called;
+    /// true if it was. More precise than [`wait`](Self::wait), which counts
+    /// milliseconds; see [`precise_naps`](Self::precise_naps).
+    ///
+    /// # Errors
+    /// Those of ppoll(2), of which none is expected.
+    pub fn nap(&self, time: Duration) -> Result<bool, SysError> {
+        Ok(self.waker.sleep(time)? && self.waker.drain()?)
+    }
+
+    /// Lets the naps of the calling thread end within a microsecond of their
+    /// time instead of 50, the kernel's default.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn precise_naps() -> Result<(), SysError> {
+        set_timer_slack(1000)
     }
 }

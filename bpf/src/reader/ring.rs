@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use ebpf_manager_sys::abi::bpf::MapType;
-use ebpf_manager_sys::ringbuf::{CorruptRing, RingBuffer};
-use ebpf_manager_sys::{Errno, SysError};
+use ebpf_manager_sys::ringbuf::RingBuffer;
 
+use super::{Buffer, OwnedRecord, Record, Waiter, check_type, corrupt, kernel};
 use crate::error::ReaderError;
 use crate::map::Map;
 
@@ -21,6 +22,7 @@ use crate::map::Map;
 pub struct RingBufferReader {
     ring: RingBuffer,
     map: Map,
+    peak: usize,
 }
 
 impl RingBufferReader {
@@ -31,20 +33,10 @@ impl RingBufferReader {
     /// [`ReaderError::WrongMap`]; [`ReaderError::Kernel`], with `EBUSY` if the
     /// ring has a reader in this process.
     pub fn new(map: &Map) -> Result<RingBufferReader, ReaderError> {
-        if map.map_type() != MapType::RINGBUF {
-            return Err(ReaderError::WrongMap {
-                map: map.name().to_owned(),
-                expected: MapType::RINGBUF,
-                found: map.map_type(),
-            });
-        }
-        let fail = |source| ReaderError::Kernel {
-            map: map.name().to_owned(),
-            source,
-        };
-        let ring = RingBuffer::new(map.as_fd()).map_err(fail)?;
+        check_type(map, MapType::RINGBUF)?;
+        let ring = RingBuffer::new(map.as_fd()).map_err(|err| kernel(map.name(), err))?;
         let map = map.clone();
-        Ok(RingBufferReader { ring, map })
+        Ok(RingBufferReader { ring, map, peak: 0 })
     }
 
     /// Name of the map.
@@ -62,29 +54,96 @@ impl RingBufferReader {
         self.ring.available()
     }
 
+    /// Most bytes that were waiting when the reader came to read, headers
+    /// included, since the reader was made or this was last asked with
+    /// `reset`.
+    pub fn peak_bytes(&mut self, reset: bool) -> usize {
+        if reset {
+            std::mem::take(&mut self.peak)
+        } else {
+            self.peak
+        }
+    }
+
     /// Hands the records that are waiting to `each`, in order and in place,
     /// until none is left, `max` were handed over, or `each` breaks. Returns
-    /// how many were. Never waits.
+    /// how many were. Never waits, and makes no system call.
+    ///
+    /// The record that `each` breaks or panics at counts as read.
     ///
     /// # Errors
     /// [`ReaderError::Kernel`] with `EBADMSG` if the ring holds something that
     /// is no record; it cannot be read any further then.
+    #[inline]
     pub fn consume(
         &mut self,
         max: usize,
         mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<usize, ReaderError> {
+        self.peak = self.peak.max(self.ring.available());
         self.ring
             .drain(max, &mut each)
             .map_err(|err| corrupt(self.map.name(), &err))
     }
-}
 
-#[cold]
-fn corrupt(map: &str, err: &CorruptRing) -> ReaderError {
-    ReaderError::Kernel {
-        map: map.to_owned(),
-        source: SysError::new("read the ring", Errno::EBADMSG).with_detail(err.to_string()),
+    /// Waits until records are there or `timeout` (`None`: for ever) is over,
+    /// and [consumes](Self::consume) them. Zero if it timed out.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume); `EMFILE`.
+    pub fn poll(
+        &mut self,
+        timeout: Option<Duration>,
+        max: usize,
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<usize, ReaderError> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Made before the first look, so that nothing between the two is
+        // missed; and edge-triggered, see `Waiter::add`.
+        let mut waiter = None;
+        loop {
+            let n = self.consume(max, &mut *each)?;
+            if n != 0 || max == 0 {
+                return Ok(n);
+            }
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(0);
+            }
+            let Some(waiter) = &mut waiter else {
+                let made = Waiter::new().map_err(|err| kernel(self.map.name(), err))?;
+                made.add(self, 0)?;
+                waiter = Some(made);
+                continue;
+            };
+            waiter
+                .wait(left, &mut |_| ())
+                .map_err(|err| kernel(self.map.name(), err))?;
+        }
+    }
+
+    /// Copies of the records as they come, each waited for until `timeout`
+    /// (`None`: for ever) is over, which ends the iteration. It can be begun
+    /// again.
+    ///
+    /// Copying allocates and each wait sets up anew: this is for convenience.
+    pub fn records(
+        &mut self,
+        timeout: Option<Duration>,
+    ) -> impl Iterator<Item = Result<OwnedRecord, ReaderError>> {
+        let mut failed = false;
+        std::iter::from_fn(move || {
+            if failed {
+                return None;
+            }
+            let mut found = None;
+            let n = self.poll(timeout, 1, &mut |data| {
+                found = Some(Record::new(data).to_owned());
+                ControlFlow::Continue(())
+            });
+            failed = n.is_err();
+            n.map_or_else(|err| Some(Err(err)), |_| found.map(Ok))
+        })
     }
 }
 
@@ -92,5 +151,11 @@ impl AsFd for RingBufferReader {
     /// The descriptor to wait on for readability.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
+    }
+}
+
+impl Buffer for RingBufferReader {
+    fn name(&self) -> &str {
+        self.map.name()
     }
 }

@@ -312,6 +312,19 @@ impl SampleType {
         .union(SampleType::CPU)
         .union(SampleType::PERIOD);
 
+    /// Where the time stamp stands in a sample record, in bytes from the
+    /// record's start; `None` if there is none.
+    pub const fn time_offset(self) -> Option<usize> {
+        if !self.contains(SampleType::TIME) {
+            return None;
+        }
+        let before = SampleType::IDENTIFIER
+            .union(SampleType::IP)
+            .union(SampleType::TID);
+        let words = self.intersection(before).bits().count_ones() as usize;
+        Some(size_of::<RecordHeader>() + 8 * words)
+    }
+
     /// Where the raw data's size field stands in a sample record, in bytes
     /// from the record's start; `None` if there is none, or if members of
     /// variable size stand before it.

@@ -20,6 +20,9 @@ fn both_are_send_and_sync() {
     check::<PerfRecord<'_>>();
 }
 
+/// Samples of nothing but raw data.
+const PLAIN: Layout = Layout { time: None, raw: 8 };
+
 /// The kernel's side of a ring, on memory of our own.
 struct Fake {
     fd: OwnedFd,
@@ -42,7 +45,7 @@ impl Fake {
     }
 
     fn reader(&self) -> Ring {
-        Ring::map(self.fd.as_fd(), 1, 8).unwrap()
+        Ring::map(self.fd.as_fd(), 1, PLAIN).unwrap()
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {
@@ -109,7 +112,7 @@ fn collect(ring: &mut Ring, max: usize) -> Vec<Seen> {
     let mut all = Vec::new();
     let n = ring.drain(max, |record| {
         all.push(match record {
-            PerfRecord::Sample { data } => Seen::Sample(data.to_vec()),
+            PerfRecord::Sample { data, .. } => Seen::Sample(data.to_vec()),
             PerfRecord::Lost { count } => Seen::Lost(count),
             PerfRecord::Other { kind } => Seen::Other(kind),
         });
@@ -133,21 +136,29 @@ fn records_decode_or_are_refused_at_every_length() {
         size: 0,
     };
     let mut record = [0_u8; 64];
+    let timed = Layout {
+        time: Some(16),
+        raw: 24,
+    };
     record[24..28].copy_from_slice(&20_u32.to_ne_bytes());
     record[16] = 5;
     record[8] = 6;
     for len in 0..64 {
         let record = &record[..len];
-        let sample = decode(kind(record_type::SAMPLE), record, 24);
+        let sample = decode(kind(record_type::SAMPLE), record, timed);
         let data = record.get(28..48);
-        assert_eq!(sample, data.map(|data| PerfRecord::Sample { data }));
-        let lost = decode(kind(record_type::LOST), record, 8);
+        let time_ns = Some(5);
+        assert_eq!(
+            sample,
+            data.map(|data| PerfRecord::Sample { data, time_ns })
+        );
+        let lost = decode(kind(record_type::LOST), record, PLAIN);
         let count = (len >= 24).then_some(PerfRecord::Lost { count: 5 });
         assert_eq!(lost, count);
-        let lost = decode(kind(record_type::LOST_SAMPLES), record, 8);
+        let lost = decode(kind(record_type::LOST_SAMPLES), record, PLAIN);
         let count = (len >= 16).then_some(PerfRecord::Lost { count: 6 });
         assert_eq!(lost, count);
-        let other = decode(kind(record_type::THROTTLE), record, 8);
+        let other = decode(kind(record_type::THROTTLE), record, PLAIN);
         assert_eq!(other, Some(PerfRecord::Other { kind: 5 }));
         for available in 0..64 {
             let sound = len >= 8 && len % 8 == 0 && len <= available;
@@ -155,7 +166,7 @@ fn records_decode_or_are_refused_at_every_length() {
         }
     }
     record[24..28].copy_from_slice(&u32::MAX.to_ne_bytes());
-    assert_eq!(decode(kind(record_type::SAMPLE), &record, 24), None);
+    assert_eq!(decode(kind(record_type::SAMPLE), &record, timed), None);
 }
 
 #[test]
@@ -262,7 +273,7 @@ fn unknown_layouts_are_refused() {
     let broken = |offset, value| {
         let fake = Fake::new(0);
         fake.set(offset, value);
-        Ring::map(fake.fd.as_fd(), 1, 8).err()
+        Ring::map(fake.fd.as_fd(), 1, PLAIN).err()
     };
     assert_eq!(broken(DATA_SIZE, 0), None);
     for (offset, value) in [
@@ -274,7 +285,7 @@ fn unknown_layouts_are_refused() {
         assert!(broken(offset, value).unwrap().is(Errno::EINVAL));
     }
     let fake = Fake::new(0);
-    let huge = Ring::map(fake.fd.as_fd(), usize::MAX, 8).err();
+    let huge = Ring::map(fake.fd.as_fd(), usize::MAX, PLAIN).err();
     assert!(huge.unwrap().is(Errno::EINVAL));
 }
 
@@ -295,7 +306,7 @@ fn a_producer_thread_and_a_reader_agree() {
         let mut next = 0;
         while next < RECORDS {
             let n = ring.drain(7, |record| {
-                let PerfRecord::Sample { data } = record else {
+                let PerfRecord::Sample { data, .. } = record else {
                     panic!("{record:?}");
                 };
                 assert_eq!(data, pattern(next, 4 + next % 37 * 8), "record {next}");
@@ -363,7 +374,7 @@ fn the_kernels_records_arrive() {
         assert_eq!(ready.unwrap().len(), 1);
         assert_eq!(ring.available(), 80);
         let n = ring.drain(usize::MAX, |record| {
-            let PerfRecord::Sample { data } = record else {
+            let PerfRecord::Sample { data, .. } = record else {
                 panic!("{record:?}");
             };
             // 64 bytes and their size come to 68, padded to 72.
@@ -419,7 +430,7 @@ fn other_events_are_refused() {
     assert!(refused(open(&backward).unwrap(), 1));
     let timed = output.sample_type(SampleType::RAW | SampleType::TIME);
     let ring = PerfRing::new(open(&timed).unwrap(), 1).unwrap();
-    assert_eq!(ring.ring.raw_offset, 16);
+    assert_eq!((ring.ring.layout.raw, ring.ring.layout.time), (16, Some(8)));
     let (group, output) = (Some(ring.as_fd()), OpenFlags::FD_OUTPUT);
     let second = PerfEvent::open(&timed, Scope::AllThreads, Some(0), group, output).unwrap();
     assert!(refused(second, 1));

@@ -1,0 +1,18 @@
+//! Readers against the kernel: every record, in order, whole, or counted.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test's helpers fail the test"
+)]
+
+mod common;
+
+#[path = "readers/generator.rs"]
+mod generator;
+#[path = "readers/perf.rs"]
+mod perf;
+
+use common::{LeakCheck, ROOT, load, map, require};
+use ebpf_manager_sys::sched::stay_on;
+use generator::{Checker, Request};
