@@ -228,7 +228,7 @@ fn links_trace_kprobe_by_tracefs() {
     let events = events.unwrap();
     assert!(events.contains("r17:ebpf_manager_"), "{events}");
     let err = link.pin("/sys/fs/bpf/unused".as_ref()).unwrap_err();
-    assert!(err.is(Errno::EOPNOTSUPP), "{err}");
+    assert!(matches!(err, LinkError::Impossible { .. }), "{err}");
 }
 
 #[test]
@@ -354,9 +354,10 @@ fn links_trace_kprobe_multi() {
         Link::kprobe_multi(program, &probe)
     });
     if mount_of("tracefs").is_some() {
-        let pattern = names[0].replace("_getpid", "_getp*d");
+        // The list has one name for each place: __do_sys_getpid, perhaps.
+        let pattern = "__*_sys_getp*id";
         conformance(&fixture, Mechanism::KprobeMulti, 2, &both, &|| {
-            Link::kprobe_multi(program, &KprobeMulti::pattern(&pattern))
+            Link::kprobe_multi(program, &KprobeMulti::pattern(pattern))
         });
         let err = Link::kprobe_multi(program, &KprobeMulti::pattern("no_such_*")).unwrap_err();
         assert!(err.is(Errno::ENOENT), "{err}");

@@ -11,6 +11,7 @@ use ebpf_manager_sys::bpf::{self as sys, ObjectKind};
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::error::ProgramError;
+use crate::link::symbols;
 use crate::program::Program;
 
 /// Where a program goes, instead of what its section name says.
@@ -163,7 +164,7 @@ pub(crate) fn resolve(
     let point = match (want, to, kernel) {
         (Some(want), _, Some((btf, hits))) => match find(want, query, btf, hits) {
             Some(btf_id) => Some(AttachPoint { btf_id, of: None }),
-            None => in_modules(want, query, btf),
+            None => in_modules(want, query, btf).or_else(|| by_alias(want, btf)),
         },
         (None, Some(to), _) if to.target.is_some() => Some(in_program(spec, to)?),
         (None, ..) => Some(AttachPoint::default()),
@@ -183,6 +184,19 @@ fn absent(spec: &ProgramSpec, to: Option<&AttachTo>) -> ProgramError {
             .unwrap_or_default()
             .to_owned(),
     }
+}
+
+/// A function can have several names, and the compiler's notes that BTF is made
+/// of know one of them: `__x64_sys_getpid` is `__do_sys_getpid` there.
+#[cold]
+fn by_alias(want: &Wanted, kernel: &Btf<'_>) -> Option<AttachPoint> {
+    if want.kind != Kind::FUNC {
+        return None;
+    }
+    let btf_id = symbols::aliases(&want.name)
+        .iter()
+        .find_map(|alias| kernel.find_by_name_kind(alias, Kind::FUNC))?;
+    Some(AttachPoint { btf_id, of: None })
 }
 
 /// Looks through the types of all loaded modules. Linux 5.11.

@@ -10,7 +10,7 @@ mod perf_event;
 mod probe;
 mod socket;
 mod standing;
-mod symbols;
+pub(crate) mod symbols;
 mod tc;
 mod trace;
 mod xdp;

@@ -119,6 +119,46 @@ pub(super) fn why_not(name: &str, err: &SysError) -> Option<Cure> {
     }
 }
 
+/// Other names of the kernel function `name`: those at its address. None if
+/// the addresses are hidden from this process, or several functions have the
+/// name.
+#[cold]
+pub(crate) fn aliases(name: &str) -> Vec<String> {
+    // The names at one address stand together.
+    let (mut address, mut here, mut all) = (0, 0, 0);
+    let mut names: Vec<u8> = Vec::new();
+    let mut found: Vec<u8> = Vec::new();
+    let _ = proc::for_each_symbol(Path::new(KALLSYMS), &mut |symbol| {
+        if symbol.address != address {
+            if here > 0 {
+                found.clone_from(&names);
+            }
+            names.clear();
+            (address, here) = (symbol.address, 0);
+        }
+        if address != 0 && symbol.is_function() && symbol.module.is_none() {
+            if symbol.name == name.as_bytes() {
+                here += 1;
+                all += 1;
+            }
+            names.extend_from_slice(symbol.name);
+            names.push(b'\n');
+        }
+        ControlFlow::Continue(())
+    });
+    if here > 0 {
+        found = names;
+    }
+    if all != 1 {
+        return Vec::new();
+    }
+    found
+        .split(|&b| b == b'\n')
+        .filter(|alias| !alias.is_empty() && *alias != name.as_bytes())
+        .map(|alias| String::from_utf8_lossy(alias).into_owned())
+        .collect()
+}
+
 /// Names of the functions that ftrace can trace and that `pattern` matches
 /// (`*` stands for anything, `?` for one byte), sorted.
 ///
