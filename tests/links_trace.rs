@@ -645,8 +645,11 @@ fn links_trace_stale_events_are_removed() {
     let listed = || std::fs::read_to_string(&file).unwrap();
     let probe = Uprobe::symbol("/proc/self/exe", probed_symbol()).attach_by(Mechanism::ProbeEvent);
     let link = Link::uprobe(fixture.program("on_uprobe"), &probe).unwrap();
+    // What a test that was killed left, too.
+    remove_stale_probe_events().unwrap();
     let before = listed();
-    let line = before.lines().find(|l| l.contains("ebpf_manager_"));
+    let own = format!(":ebpf_manager_{}_", std::process::id());
+    let line = before.lines().find(|l| l.contains(&own));
     let (head, place) = line.expect("the event is listed").split_once(' ').unwrap();
     let group = head.split([':', '/']).nth(1).unwrap();
     let numbers: Vec<&str> = group.rsplit('_').collect();
