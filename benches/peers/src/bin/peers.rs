@@ -1,0 +1,122 @@
+//! Runs this project and its peers in turns and prints tables.
+//!
+//! ```text
+//! peers            everything
+//! peers load A D   loading, of these objects only
+//! peers types      getting ready to look up kernel types
+//! ```
+
+use std::fs;
+use std::process::ExitCode;
+
+use ebpf_manager_peers::measure::{Process, fixture, in_turns, machine, median, ratio, table};
+use ebpf_manager_peers::{Result, recording};
+use ebpf_manager_sys::tracefs::Tracefs;
+
+/// Runs of each process where one takes little time.
+const ROUNDS: usize = 21;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let what = arguments.first().map(String::as_str);
+    let wanted = |name: &str| what.is_none_or(|what| what == name);
+    println!("{}", machine());
+    let works: [(&str, &dyn Fn(&[String]) -> Result<()>); 2] =
+        [("load", &load), ("types", &|_| types())];
+    for (name, work) in works {
+        if wanted(name)
+            && let Err(err) = work(arguments.get(1..).unwrap_or_default())
+        {
+            eprintln!("peers {name}: {err}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Objects: letter, what it is, file, program to attach.
+const OBJECTS: [(&str, &str, &str, Option<&str>); 4] = [
+    (
+        "A",
+        "1 tracepoint program, 1 hash map, 1 ring buffer; attached",
+        "bench_a.bpf.o",
+        Some("on_exec"),
+    ),
+    (
+        "B",
+        "20 programs with 400 CO-RE relocations",
+        "bench_b.bpf.o",
+        None,
+    ),
+    (
+        "C",
+        "200 programs of 200 instructions, shared subprograms, 50 maps",
+        "bench_c.bpf.o",
+        None,
+    ),
+    (
+        "D",
+        "16 programs that take the verifier long",
+        "bench_d.bpf.o",
+        None,
+    ),
+];
+
+fn load(letters: &[String]) -> Result<()> {
+    let file = std::env::temp_dir().join(format!("peers-recording-{}", std::process::id()));
+    let path = file.to_string_lossy().into_owned();
+    let event = Tracefs::find()?.event_id("sched", "sched_process_exec")?;
+    for (letter, what, object, program) in OBJECTS {
+        if !letters.is_empty() && !letters.iter().any(|l| l == letter) {
+            continue;
+        }
+        let object = fixture(object);
+        fs::write(&file, recording::record(&object)?)?;
+        let event = event.to_string();
+        let mut raw = vec![path.as_str()];
+        raw.extend(program.map(|_| event.as_str()));
+        let mut loader = vec![object.as_str()];
+        loader.extend(program);
+        let processes = [
+            Process::new("bare system calls", "load_raw", &raw),
+            Process::new("this project", "load_ours", &loader),
+            Process::new("libbpf-rs 0.27.2", "load_libbpf", &loader),
+            Process::new("aya 0.14.0", "load_aya", &loader),
+        ];
+        let figures = in_turns(&processes, ROUNDS);
+        let _ = fs::remove_file(&file);
+        print!(
+            "{}",
+            table(&format!("{letter}: {what}"), &processes, &figures?)
+        );
+    }
+    Ok(())
+}
+
+fn types() -> Result<()> {
+    let processes = [
+        Process::new("this project", "types_ours", &[]),
+        Process::new("libbpf-rs 0.27.2", "types_libbpf", &[]),
+        Process::new("aya 0.14.0", "types_aya", &[]),
+    ];
+    let mut micros = vec![Vec::new(); processes.len()];
+    let mut memory = vec![0; processes.len()];
+    for _ in 0..ROUNDS {
+        for (at, process) in processes.iter().enumerate() {
+            let [_, time, kib] = process.report()?.try_into().map_err(|_| "no report")?;
+            micros[at].push(time as f64);
+            memory[at] = kib;
+        }
+    }
+    println!("\nready to look up kernel types\n");
+    println!("| | ms | ratio | anonymous memory KiB |\n| --- | --: | --: | --: |");
+    for (at, process) in processes.iter().enumerate() {
+        let (ms, base) = (median(&micros[at]) / 1e3, &micros[0]);
+        let times = ratio(&micros[at], base);
+        println!(
+            "| {} | {ms:.2} | {times:.2} | {} |",
+            process.name, memory[at]
+        );
+    }
+    Ok(())
+}
