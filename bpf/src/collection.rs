@@ -1,13 +1,15 @@
 //! The live maps and programs of an object, and how to load it.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ebpf_manager_elf::edit::Patcher;
 use ebpf_manager_elf::{Object, VariableSpec};
-use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::map_memory::MapMemory;
+use ebpf_manager_sys::{SysError, fd};
 
 use crate::attach_btf::AttachTo;
 use crate::error::{LoadError, ProgramError};
@@ -267,8 +269,20 @@ impl Collection {
     }
 
     /// Takes the collection apart.
-    pub fn into_parts(self) -> (Vec<Map>, Vec<Program>) {
-        (self.maps, self.programs)
+    pub fn into_parts(mut self) -> (Vec<Map>, Vec<Program>) {
+        (
+            std::mem::take(&mut self.maps),
+            std::mem::take(&mut self.programs),
+        )
+    }
+}
+
+impl Drop for Collection {
+    fn drop(&mut self) {
+        let maps = self.maps.drain(..).filter_map(Map::into_fd);
+        let programs = self.programs.drain(..).map(Program::into_fd);
+        // They were opened one after the other, so that few calls close all.
+        fd::close_all(maps.chain(programs).collect());
     }
 }
 
@@ -280,10 +294,26 @@ impl Collection {
 /// [`LoadError::Read`] or [`LoadError::Object`], both with the path.
 pub fn open_object(path: impl AsRef<Path>) -> Result<Object, LoadError> {
     let path = path.as_ref();
-    let bytes =
-        std::fs::read(path).map_err(|err| SysError::from_io("read", &err).with_path(path))?;
+    let bytes = read(path).map_err(|err| SysError::from_io("read", &err).with_path(path))?;
     Object::parse(bytes).map_err(|source| LoadError::Object {
         path: Some(path.to_owned()),
         source,
     })
+}
+
+/// A file's contents, with the fewest calls.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len() as usize;
+    let mut bytes = vec![0; size];
+    let mut len = 0;
+    while len < size {
+        match file.read(&mut bytes[len..])? {
+            // It has shrunk.
+            0 => break,
+            more => len += more,
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }

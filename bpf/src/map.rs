@@ -155,6 +155,11 @@ impl Map {
         }
     }
 
+    /// The descriptor alone, if nobody else holds the map.
+    pub(crate) fn into_fd(self) -> Option<OwnedFd> {
+        Some(Arc::into_inner(self.inner)?.fd.into())
+    }
+
     /// The name it was declared under; the kernel knows its first 15 bytes.
     pub fn name(&self) -> &str {
         &self.inner.name

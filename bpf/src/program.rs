@@ -83,6 +83,11 @@ impl Program {
         Program::from_fd(name, fd)
     }
 
+    /// The descriptor alone.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// C function name; the kernel knows its first 15 bytes.
     pub fn name(&self) -> &str {
         &self.name

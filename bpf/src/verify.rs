@@ -47,6 +47,9 @@ pub(crate) struct Steps<'a> {
 /// started, which costs the 10th part of it.
 const WORTH_A_THREAD: Duration = Duration::from_micros(600);
 
+/// Programs that wait for each thread before the calling thread helps.
+const QUEUED: usize = 4;
+
 /// The threads do little besides one system call.
 const STACK_BYTES: usize = 256 * 1024;
 
@@ -104,6 +107,8 @@ struct State {
     verdicts: Vec<Verdict>,
     /// The first required program that failed; those behind it are not tried.
     failed: usize,
+    /// Threads that wait for something to do.
+    idle: usize,
     /// Nothing more will come.
     closed: bool,
 }
@@ -148,10 +153,12 @@ impl Shared<'_> {
                 if state.closed {
                     return;
                 }
+                state.idle += 1;
                 state = self
                     .changed
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
             }
             self.take_one(state);
         }
@@ -169,6 +176,7 @@ fn parallel(verdicts: &mut Vec<Verdict>, count: usize, limit: usize, steps: &mut
             spare: Vec::new(),
             verdicts: all,
             failed: usize::MAX,
+            idle: 0,
             closed: false,
         }),
         changed: Condvar::new(),
@@ -184,7 +192,7 @@ fn parallel(verdicts: &mut Vec<Verdict>, count: usize, limit: usize, steps: &mut
                 break;
             }
             let waiting = state.queue.len();
-            if waiting > 2 * threads.len() {
+            if waiting > QUEUED * threads.len() {
                 // Enough to do for the others meanwhile.
                 shared.take_one(state);
             } else {
@@ -193,8 +201,13 @@ fn parallel(verdicts: &mut Vec<Verdict>, count: usize, limit: usize, steps: &mut
             let mut program = shared.lock().spare.pop().unwrap_or_default();
             match (steps.prepare)(index, &mut program) {
                 Ok(()) => {
-                    shared.lock().queue.push_back((index, program));
-                    shared.changed.notify_one();
+                    let mut state = shared.lock();
+                    state.queue.push_back((index, program));
+                    let idle = state.idle > 0;
+                    drop(state);
+                    if idle {
+                        shared.changed.notify_one();
+                    }
                 }
                 Err(err) => shared.settle(index, Err(err)),
             }

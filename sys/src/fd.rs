@@ -4,7 +4,7 @@
 //! descriptor that happens to get number 0, 1 or 2 (a daemon that closed its
 //! standard streams) is moved up at once.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::errno::{SysError, retry_eintr};
 
@@ -40,6 +40,28 @@ fn dup_above_std(op: &'static str, fd: BorrowedFd<'_>) -> Result<OwnedFd, SysErr
     Ok(unsafe { OwnedFd::from_raw_fd(new as RawFd) })
 }
 
+/// Closes descriptors, and those with adjacent numbers by one call
+/// (close_range(2), Linux 5.9). Sorts them.
+pub fn close_all(mut fds: Vec<OwnedFd>) {
+    // Numbers of open descriptors differ.
+    fds.sort_unstable_by_key(AsRawFd::as_raw_fd);
+    while let Some(last) = fds.last().map(AsRawFd::as_raw_fd) {
+        let adjacent = |(fd, number): &(&OwnedFd, RawFd)| fd.as_raw_fd() == *number;
+        let run = fds.iter().rev().zip((0..=last).rev());
+        let len = run.take_while(adjacent).count();
+        let first = last - (len as RawFd - 1);
+        // SAFETY: all descriptors from `first` to `last` are in `fds`, whose
+        // owner this is.
+        let closed =
+            len > 1 && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) } == 0;
+        for fd in fds.drain(fds.len() - len..) {
+            if closed {
+                let _ = fd.into_raw_fd();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +71,36 @@ mod tests {
     fn duplicates_stay_above_standard_streams() {
         let fd = dup(std::io::stdin().as_fd()).unwrap();
         assert!(fd.as_raw_fd() > 2);
+    }
+
+    #[test]
+    fn closes_runs_and_single_descriptors() {
+        let is_open = |fd: RawFd| std::fs::exists(format!("/proc/self/fd/{fd}")).unwrap();
+        let mut fds: Vec<_> = (0..9)
+            .map(|_| dup(std::io::stdin().as_fd()).unwrap())
+            .collect();
+        let kept = fds.remove(4);
+        fds.swap(0, 6);
+        // Other threads may take a number as soon as it is free: high ones are
+        // left alone.
+        let high: Vec<OwnedFd> = fds
+            .iter()
+            .zip(0..)
+            .map(|(fd, at)| {
+                let raw = fd.as_raw_fd();
+                let wanted = 500 + at + i32::from(at > 4);
+                // SAFETY: F_DUPFD_CLOEXEC takes two integers.
+                let new = unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, wanted) };
+                assert_eq!(new, wanted);
+                // SAFETY: fcntl returned a new descriptor that nobody else owns.
+                unsafe { OwnedFd::from_raw_fd(new) }
+            })
+            .collect();
+        let numbers: Vec<_> = high.iter().map(AsRawFd::as_raw_fd).collect();
+        close_all(high);
+        assert!(numbers.into_iter().all(|number| !is_open(number)));
+        assert!(is_open(kept.as_raw_fd()));
+        close_all(vec![kept]);
+        close_all(Vec::new());
     }
 }

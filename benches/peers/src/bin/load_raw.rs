@@ -135,6 +135,8 @@ fn load(arguments: &[String]) -> Result<Vec<u64>> {
         })?;
         drop((link, event));
     }
+    // The kernel closes everything when the process ends.
+    std::mem::forget((btf, maps, programs));
     Ok(Vec::new())
 }
 

@@ -82,6 +82,8 @@ fn load(letters: &[String]) -> Result<()> {
             Process::new("this project", "load_ours", &loader),
             Process::new("libbpf-rs 0.27.2", "load_libbpf", &loader),
             Process::new("aya 0.14.0", "load_aya", &loader),
+            Process::new("bare system calls, static", "load_raw_static", &raw),
+            Process::new("this project, static", "load_ours_static", &loader),
         ];
         let figures = in_turns(&processes, ROUNDS);
         let _ = fs::remove_file(&file);
