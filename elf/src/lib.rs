@@ -30,6 +30,7 @@ pub mod section;
 #[doc(hidden)]
 pub mod sort;
 mod spec;
+mod struct_ops;
 pub mod symbols;
 
 pub use disasm::disassemble;
@@ -40,4 +41,7 @@ pub use image::Bytes;
 pub use link::{Fixup, FixupTarget, LinkedCoreRelo, LinkedProgram, Linker};
 pub use object::Object;
 pub use reach::reachable;
-pub use spec::{Contents, ExternSpec, MapSpec, Pinning, ProgramSpec, Slot, VariableSpec};
+pub use spec::{
+    Contents, ExternSpec, MapSpec, Operation, Pinning, ProgramSpec, Slot, StructOps, VariableSpec,
+};
+pub use struct_ops::{OperationsLayout, PlacedOperation};

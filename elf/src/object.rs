@@ -4,6 +4,8 @@
 //! their relocations already resolved to maps, variables and other functions,
 //! so that linking a program (see [`crate::link`]) never looks at ELF again.
 
+mod struct_ops;
+
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -22,6 +24,8 @@ use crate::maps;
 use crate::section;
 use crate::sort::sort;
 use crate::spec::{Contents, ExternSpec, MapSpec, ProgramSpec, Slot, VariableSpec};
+
+use struct_ops::OpsSection;
 
 type Header = elf::FileHeader64<NativeEndian>;
 type Sections<'d> = SectionTable<'d, Header>;
@@ -132,6 +136,7 @@ enum Role {
     Data,
     BtfMaps,
     LegacyMaps,
+    StructOps,
     License,
     Version,
     Btf,
@@ -149,6 +154,7 @@ fn role(name: &str, sh_type: u32, flags: u64) -> Role {
         ".maps" => Role::BtfMaps,
         "maps" => Role::LegacyMaps,
         _ if name.starts_with("maps/") => Role::LegacyMaps,
+        _ if OpsSection::kind(name).is_some() => Role::StructOps,
         _ if sh_type == elf::SHT_PROGBITS && flags & u64::from(elf::SHF_EXECINSTR) != 0 => {
             Role::Code
         }
@@ -309,6 +315,8 @@ struct Parser<'d> {
     btf_maps: Option<usize>,
     /// ELF section indices of `maps` and `maps/…`, ascending.
     legacy_maps: Vec<usize>,
+    /// Sections of kernel structures, ascending.
+    struct_ops: Vec<OpsSection<'d>>,
     /// Symbols of all sections of maps.
     map_symbols: Vec<MapSymbol<'d>>,
     /// Declared maps by section and offset, sorted.
@@ -420,6 +428,7 @@ impl<'d> Parser<'d> {
             data_of: vec![0; count],
             btf_maps: None,
             legacy_maps: Vec::new(),
+            struct_ops: Vec::new(),
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
             extern_maps: Vec::new(),
@@ -438,6 +447,7 @@ impl<'d> Parser<'d> {
         self.classify_externs(declarations)?;
         self.fill_slots()?;
         self.find_programs()?;
+        self.autoload_operations();
         if self.object.programs.is_empty() && self.object.maps.is_empty() {
             return Err(ObjectError::NothingInside);
         }
@@ -530,6 +540,12 @@ impl<'d> Parser<'d> {
                 Role::LegacyMaps => {
                     if !self.range(name, header)?.is_empty() {
                         self.legacy_maps.push(index);
+                    }
+                }
+                Role::StructOps => {
+                    let range = self.range(name, header)?;
+                    if !range.is_empty() {
+                        self.struct_ops.push(OpsSection { index, name, range });
                     }
                 }
                 Role::License => {
@@ -659,7 +675,9 @@ impl<'d> Parser<'d> {
     }
 
     fn holds_maps(&self, section: usize) -> bool {
-        self.btf_maps == Some(section) || self.legacy_maps.binary_search(&section).is_ok()
+        self.btf_maps == Some(section)
+            || self.legacy_maps.binary_search(&section).is_ok()
+            || self.struct_ops.iter().any(|s| s.index == section)
     }
 
     fn add_function(
@@ -754,9 +772,10 @@ impl<'d> Parser<'d> {
     fn read_btf(&mut self) -> Result<Declarations, ObjectError> {
         let mut declarations = Declarations::default();
         let Some(btf_bytes) = self.object.btf.clone() else {
-            return match self.btf_maps {
-                Some(_) => Err(ObjectError::malformed_in(
-                    ".maps",
+            let ops = self.struct_ops.first().map(|s| s.name);
+            return match ops.or(self.btf_maps.map(|_| ".maps")) {
+                Some(section) => Err(ObjectError::malformed_in(
+                    section,
                     "the section needs BTF, which the object lacks; compile with -g",
                 )),
                 None => Ok(declarations),
@@ -769,8 +788,10 @@ impl<'d> Parser<'d> {
         // Only data sections have maps so far.
         let data = &self.object.maps;
         let mut query = NameQuery::new();
+        let ops: Vec<&str> = self.struct_ops.iter().map(|s| s.name).collect();
         let sections = data.iter().map(|map| map.name.as_str());
-        for name in sections.chain([".maps", externs::KCONFIG, externs::KSYMS]) {
+        let known = [".maps", externs::KCONFIG, externs::KSYMS];
+        for name in sections.chain(known).chain(ops.iter().copied()) {
             query.add(name.as_bytes(), KindSet::of(&[Kind::DATASEC]));
         }
         query.finish();
@@ -786,11 +807,17 @@ impl<'d> Parser<'d> {
         declarations.ksyms = section(externs::KSYMS);
         let maps = section(".maps");
         let types: Vec<_> = data.iter().map(|map| section(&map.name)).collect();
+        let ops: Vec<_> = ops.into_iter().map(section).collect();
         for (map, id) in self.object.maps.iter_mut().zip(types) {
             map.value_type_id = id.unwrap_or_default();
         }
         if let Some(id) = maps {
             self.place_maps(&btf, id)?;
+        }
+        for (at, id) in ops.into_iter().enumerate() {
+            if let Some(id) = id {
+                self.place_operations(&btf, at, id)?;
+            }
         }
         self.object.btf_index = Some(btf.into_index());
         Ok(declarations)
@@ -858,7 +885,7 @@ impl<'d> Parser<'d> {
     /// Maps defined by words, one for each symbol of `maps` and `maps/…`.
     fn read_legacy_maps(&mut self) -> Result<(), ObjectError> {
         let mut symbols = std::mem::take(&mut self.map_symbols);
-        symbols.retain(|s| Some(s.section) != self.btf_maps);
+        symbols.retain(|s| self.legacy_maps.binary_search(&s.section).is_ok());
         sort(&mut symbols, |a, b| {
             (a.section, a.offset, a.name) < (b.section, b.offset, b.name)
         });
@@ -1141,13 +1168,21 @@ impl<'d> Parser<'d> {
         }
     }
 
-    /// Static initialisers of `.maps`: inner maps and tail-call targets.
+    /// Static initialisers of `.maps`, inner maps and tail-call targets, and
+    /// of kernel structures: programs.
     fn fill_slots(&mut self) -> Result<(), ObjectError> {
-        let Some(maps_section) = self.btf_maps else {
+        if self.btf_maps.is_none() && self.struct_ops.is_empty() {
             return Ok(());
-        };
+        }
+        let bytes = self.object.btf.clone();
+        let index = self.object.btf_index.take();
+        let btf = bytes.as_ref().zip(index.as_ref());
+        let btf = btf.and_then(|(bytes, index)| Btf::with_index(bytes.as_slice(), None, index).ok());
         for header in self.sections.iter() {
-            if header.sh_type(E) != elf::SHT_REL || header.sh_info(E) as usize != maps_section {
+            let target = header.sh_info(E) as usize;
+            let is_maps = self.btf_maps == Some(target);
+            let ops = self.struct_ops.iter().position(|s| s.index == target);
+            if header.sh_type(E) != elf::SHT_REL || !is_maps && ops.is_none() {
                 continue;
             }
             let Some((rels, _)) = header.rel(E, self.data).map_err(bad)? else {
@@ -1155,10 +1190,32 @@ impl<'d> Parser<'d> {
             };
             self.charge(size_of_val(rels).saturating_mul(SECTION))?;
             for rel in rels {
-                self.fill_slot(maps_section, rel)?;
+                match (ops, &btf) {
+                    (Some(ops), Some(btf)) => self.place_operation(btf, ops, rel)?,
+                    _ => self.fill_slot(target, rel)?,
+                }
             }
         }
+        self.object.btf_index = index;
         Ok(())
+    }
+
+    /// What a relocated place in a section of data holds.
+    fn addend(&self, section: usize, offset: u64) -> Option<u64> {
+        let header = self.sections.section(SectionIndex(section)).ok()?;
+        let bytes = header.data(E, self.data).ok()?;
+        let bytes = bytes.get(usize::try_from(offset).ok()?..)?;
+        Some(u64::from_ne_bytes(*bytes.first_chunk()?))
+    }
+
+    /// Section and value of the symbol that a relocation names.
+    fn relocated(
+        &self,
+        rel: &elf::Rel64<NativeEndian>,
+    ) -> Result<(Option<usize>, u64), ObjectError> {
+        let index = SymbolIndex(rel.r_sym(E) as usize);
+        let symbol = self.symbols.symbol(index).map_err(bad)?;
+        Ok((self.symbol_section(symbol, index)?, symbol.st_value(E)))
     }
 
     fn fill_slot(
@@ -1186,18 +1243,18 @@ impl<'d> Parser<'d> {
             return Err(fault("initialises something other than a map's values"));
         };
         let map = place.map;
-        let index = SymbolIndex(rel.r_sym(E) as usize);
-        let symbol = self.symbols.symbol(index).map_err(bad)?;
-        let section = self.symbol_section(symbol, index)?;
+        let (section, value) = self.relocated(rel)?;
+        // Those that no other file sees are named by their section.
+        let value = value.wrapping_add(self.addend(maps_section, offset).unwrap_or_default());
         let target = if let Some(section) = section.filter(|s| self.holds_maps(*s)) {
             let inner = self
-                .map_at(section, symbol.st_value(E))
+                .map_at(section, value)
                 .and_then(|i| self.object.maps.get(i as usize))
                 .ok_or_else(|| fault("names a map that does not exist"))?;
             self.charge(inner.name.len())?;
             Slot::Map(inner.name.clone())
         } else if let Some(code) = section.and_then(|s| lookup(&self.code_of, s)) {
-            let function = self.object.function_at(code, symbol.st_value(E) / 8);
+            let function = self.object.function_at(code, value / 8);
             let function = function
                 .and_then(|f| self.object.functions.get(f as usize))
                 .ok_or_else(|| fault("names a function that does not exist"))?;

@@ -3,6 +3,7 @@
 
 use ebpf_manager_sys::abi::bpf::{AttachType, MapFlags, MapType, ProgramFlags, ProgramType};
 
+use crate::btf::TypeId;
 use crate::externs::ExternKind;
 use crate::image::Bytes;
 
@@ -47,6 +48,36 @@ pub struct MapSpec {
     pub contents: Contents,
     /// Freeze the map once its contents are in place (`.rodata`). Linux 5.2.
     pub freeze: bool,
+    /// Not created; programs that use it are refused by the verifier where
+    /// they do. Set for structures in `?.struct_ops` sections, and by callers
+    /// whose kernel lacks the map's type.
+    pub skip: bool,
+    /// For a map of type `STRUCT_OPS`: the programs of its structure, whose
+    /// other members are the contents.
+    pub operations: Option<Box<StructOps>>,
+}
+
+/// A structure of the kernel that programs fill: a TCP congestion control, a
+/// scheduler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StructOps {
+    /// Name of the structure in the kernel, without flavour:
+    /// `"tcp_congestion_ops"`.
+    pub type_name: String,
+    /// The structure in the object's BTF.
+    pub type_id: TypeId,
+    /// Members that are programs. Members may be set, changed and removed
+    /// before loading.
+    pub programs: Vec<Operation>,
+}
+
+/// A member of a [`StructOps`] that is a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Name of the member.
+    pub member: String,
+    /// The program's C function.
+    pub program: String,
 }
 
 /// Where an object wants a map pinned.
