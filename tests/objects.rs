@@ -3,6 +3,8 @@
 #![allow(clippy::panic, reason = "a test's helpers fail the test")]
 
 mod common;
+#[path = "objects/struct_ops.rs"]
+mod struct_ops;
 
 use std::os::fd::AsFd;
 use std::path::Path;

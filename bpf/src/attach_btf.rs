@@ -2,6 +2,7 @@
 //! types for fentry and its kin, tp_btf, LSM and iterators; of a program's
 //! functions for freplace.
 
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ebpf_manager_elf::ProgramSpec;
@@ -12,6 +13,7 @@ use ebpf_manager_sys::{Errno, SysError};
 
 use crate::error::ProgramError;
 use crate::link::symbols;
+use crate::modules;
 use crate::program::Program;
 
 /// Where a program goes, instead of what its section name says.
@@ -71,6 +73,8 @@ pub(crate) struct AttachPoint {
     pub(crate) btf_id: u32,
     /// The program or the module's BTF that the id is of.
     pub(crate) of: Option<OwnedFd>,
+    /// For a member of a structure, its index instead of an attach type.
+    pub(crate) member: Option<AttachType>,
 }
 
 impl AttachPoint {
@@ -163,7 +167,10 @@ pub(crate) fn resolve(
     let to = attach_to.iter().find(|to| to.program == spec.name);
     let point = match (want, to, kernel) {
         (Some(want), _, Some((btf, hits))) => match find(want, query, btf, hits) {
-            Some(btf_id) => Some(AttachPoint { btf_id, of: None }),
+            Some(btf_id) => Some(AttachPoint {
+                btf_id,
+                ..AttachPoint::default()
+            }),
             None => in_modules(want, query, btf).or_else(|| by_alias(want, btf)),
         },
         (None, Some(to), _) if to.target.is_some() => Some(in_program(spec, to)?),
@@ -196,40 +203,28 @@ fn by_alias(want: &Wanted, kernel: &Btf<'_>) -> Option<AttachPoint> {
     let btf_id = symbols::aliases(&want.name)
         .iter()
         .find_map(|alias| kernel.find_by_name_kind(alias, Kind::FUNC))?;
-    Some(AttachPoint { btf_id, of: None })
+    Some(AttachPoint {
+        btf_id,
+        ..AttachPoint::default()
+    })
 }
 
 /// Looks through the types of all loaded modules. Linux 5.11.
 #[cold]
 fn in_modules(want: &Wanted, query: &NameQuery<'_>, kernel: &Btf<'_>) -> Option<AttachPoint> {
-    let mut last = 0;
-    while let Ok(Some(id)) = sys::next_id(ObjectKind::Btf, last) {
-        last = id;
-        // It may be gone by now, or not ours to look at.
-        let Ok(fd) = sys::fd_by_id(ObjectKind::Btf, id, 0) else {
-            continue;
+    let mut point = None;
+    modules::search(kernel, query, &mut |btf, hits, fd| {
+        let Some(btf_id) = find(want, query, btf, hits) else {
+            return ControlFlow::Continue(());
         };
-        let module = sys::btf_info(fd.as_fd()).is_ok_and(|info| info.kernel_btf != 0)
-            && sys::btf_name(fd.as_fd()).is_ok_and(|name| name != "vmlinux");
-        if !module {
-            continue;
-        }
-        let Ok(bytes) = sys::btf_data(fd.as_fd()) else {
-            continue;
-        };
-        let mut hits = Vec::new();
-        let found = match Btf::scan(&bytes, Some(kernel), query, &mut hits) {
-            Ok(btf) => find(want, query, &btf, &hits),
-            Err(_) => None,
-        };
-        if let Some(btf_id) = found {
-            return Some(AttachPoint {
-                btf_id,
-                of: Some(fd),
-            });
-        }
-    }
-    None
+        point = Some(AttachPoint {
+            btf_id,
+            of: Some(fd),
+            member: None,
+        });
+        ControlFlow::Break(())
+    });
+    point
 }
 
 /// A function of a loaded program.
@@ -258,5 +253,6 @@ fn in_program(spec: &ProgramSpec, to: &AttachTo) -> Result<AttachPoint, ProgramE
     Ok(AttachPoint {
         btf_id: id,
         of: Some(ebpf_manager_sys::fd::dup(target.as_fd()).map_err(failed)?),
+        member: None,
     })
 }

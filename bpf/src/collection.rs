@@ -176,7 +176,7 @@ impl Collection {
     pub fn load(object: &Object, options: LoadOptions) -> Result<Collection, LoadError> {
         let loaded = loader::load(object, options, None)?;
         Ok(Collection {
-            variables: object.variables().to_vec(),
+            variables: variables(object, &loaded.maps),
             memory: loaded.maps.iter().map(|_| OnceLock::new()).collect(),
             maps: loaded.maps,
             programs: loaded.programs,
@@ -284,6 +284,24 @@ impl Drop for Collection {
         // They were opened one after the other, so that few calls close all.
         fd::close_all(maps.chain(programs).collect());
     }
+}
+
+/// The variables whose maps were created, by the index of the map there.
+fn variables(object: &Object, maps: &[Map]) -> Vec<VariableSpec> {
+    let mut created = maps.iter().zip(0..).peekable();
+    let places: Vec<Option<u32>> = object
+        .maps()
+        .iter()
+        .map(|spec| created.next_if(|(map, _)| map.name() == spec.name))
+        .map(|found| found.map(|(_, index)| index))
+        .collect();
+    let mut variables = object.variables().to_vec();
+    variables.retain_mut(|variable| {
+        let place = places.get(variable.map as usize).copied().flatten();
+        variable.map = place.unwrap_or_default();
+        place.is_some()
+    });
+    variables
 }
 
 /// Reads and parses an object file.

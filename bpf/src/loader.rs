@@ -15,6 +15,7 @@ use ebpf_manager_elf::{
 };
 use ebpf_manager_sys::Errno;
 use ebpf_manager_sys::abi::bpf::ProgramType;
+use ebpf_manager_sys::abi::insn::Insn;
 use ebpf_manager_sys::bpf::{self as sys, ObjectKind};
 
 use crate::attach_btf::{self, AttachPoint, AttachTo, Wanted};
@@ -26,6 +27,7 @@ use crate::kernel_btf::KernelBtf;
 use crate::map::{Loss, Map, MapContext};
 use crate::object_btf;
 use crate::program::{Program, ProgramContext};
+use crate::struct_ops::{self, Operations};
 use crate::verify::{self, Prepared, Steps};
 
 /// What a load leaves behind.
@@ -53,6 +55,7 @@ pub(crate) fn load(
     let specs: Vec<&ProgramSpec> = entries.iter().map(|entry| entry.spec.as_ref()).collect();
     let externs = Externs::resolve(object, &specs, options.kernel_config.as_deref())
         .map_err(|source| LoadError::Object { path: None, source })?;
+    let operations = struct_ops::resolve(object)?;
 
     // The kernel's types are walked once, for all names the object asks for,
     // and only if it asks for any.
@@ -94,7 +97,13 @@ pub(crate) fn load(
             continue;
         }
         let kernel = target.as_ref().map(|btf| (btf, hits.as_slice()));
+        let name = &entry.spec.name;
         let point = match (&missing, want) {
+            _ if entry.spec.program_type == ProgramType::STRUCT_OPS => {
+                // Nothing of this kernel would call it.
+                entry.required &= !struct_ops::is_absent(&operations, name);
+                struct_ops::attach_point(&operations, name)
+            }
             (Some(missing), Some(_)) => Err(ProgramError::KernelBtf {
                 program: entry.spec.name.clone(),
                 source: missing.clone(),
@@ -146,6 +155,7 @@ pub(crate) fn load(
         options,
         linker: &linker,
         externs,
+        operations,
         btf: None,
         pins: Pins::default(),
         times: LoadTimes {
@@ -185,9 +195,10 @@ impl Entry<'_> {
     }
 
     /// The map that it uses for the object's of this index.
-    fn map<'m>(&'m self, maps: &'m [Map], index: usize) -> Option<&'m Map> {
+    fn map<'m>(&'m self, maps: &'m [Option<Map>], index: usize) -> Option<&'m Map> {
         let own = self.maps.iter().find(|(at, _)| *at == index);
-        own.map(|(_, map)| map).or_else(|| maps.get(index))
+        own.map(|(_, map)| map)
+            .or_else(|| maps.get(index)?.as_ref())
     }
 }
 
@@ -222,13 +233,13 @@ fn entries<'o>(
         return Err(no_such("map", map.name()));
     }
     if let Some(existing) = existing {
-        let mut pairs = object.maps().iter().zip(existing.maps());
-        let differs = pairs.find(|(spec, map)| spec.name != map.name());
-        if let Some((spec, _)) = differs {
+        let mut specs = object.maps().iter();
+        if let Some(spec) = specs.find(|m| !m.skip && existing.map(&m.name).is_none()) {
             return Err(no_such("map", &spec.name));
         }
-        if let Some(spec) = object.maps().get(existing.maps().len()) {
-            return Err(no_such("map", &spec.name));
+        let mut maps = existing.maps().iter();
+        if let Some(map) = maps.find(|m| object.map(m.name()).is_none()) {
+            return Err(no_such("map", map.name()));
         }
     }
     let wanted = |spec: &ProgramSpec| {
@@ -286,6 +297,7 @@ struct Loader<'o> {
     options: LoadOptions,
     linker: &'o Linker<'o>,
     externs: Externs<'o>,
+    operations: Vec<Operations>,
     btf: Option<OwnedFd>,
     pins: Pins,
     times: LoadTimes,
@@ -320,14 +332,18 @@ impl<'o> Loader<'o> {
             self.btf = btf;
             self.losses = losses;
         }
-        let mut created = Vec::new();
-        if existing.is_none() {
-            for (index, spec) in self.object.maps().iter().enumerate() {
-                created.push(self.obtain_map(index, spec)?);
-            }
-            self.fill_slots(&created, &[], false)?;
+        let mut maps = Vec::with_capacity(self.object.maps().len());
+        for (index, spec) in self.object.maps().iter().enumerate() {
+            maps.push(match existing {
+                Some(existing) => existing.map(&spec.name).cloned(),
+                None if spec.skip && self.object.config_map() != Some(index) => None,
+                None => Some(self.obtain_map(index, spec)?),
+            });
         }
-        let maps = existing.map_or(created.as_slice(), Collection::maps);
+        let maps = maps.as_slice();
+        if existing.is_none() {
+            self.fill_slots(maps, &[], false)?;
+        }
         for entry in &mut entries {
             let copy = entry.copy.and_then(|at| copies.get(at));
             self.own_maps(entry, copy, maps)?;
@@ -339,12 +355,20 @@ impl<'o> Loader<'o> {
         let start = Instant::now();
         if existing.is_none() {
             self.fill_slots(maps, &programs, true)?;
+            for operations in std::mem::take(&mut self.operations) {
+                if let Some(Some(map)) = maps.get(operations.map) {
+                    struct_ops::complete(operations, map, &programs);
+                }
+            }
         }
         self.times.maps += start.elapsed();
 
         self.pins.0.clear();
         Ok(Loaded {
-            maps: created,
+            maps: match existing {
+                Some(_) => Vec::new(),
+                None => maps.iter().flatten().cloned().collect(),
+            },
             programs,
             failures,
             times: self.times,
@@ -396,8 +420,13 @@ impl<'o> Loader<'o> {
         let context = MapContext {
             btf: self.btf.as_ref().map(AsFd::as_fd),
             inner: None,
+            operations: struct_ops::of_map(&self.operations, index),
         };
         let map = Map::create_in(spec, context)?;
+        if context.operations.is_some() {
+            // Its value needs the programs.
+            return Ok(map);
+        }
         let config = self.externs.config_contents(index);
         if let Some(contents) = config.or(spec.contents.as_slice()) {
             // What the object leaves out at the end is zero already.
@@ -421,7 +450,7 @@ impl<'o> Loader<'o> {
         &self,
         entry: &mut Entry<'_>,
         copy: Option<&ProgramCopy>,
-        maps: &[Map],
+        maps: &[Option<Map>],
     ) -> Result<(), LoadError> {
         for (index, map) in &entry.maps {
             if let Some(spec) = self.object.maps().get(*index) {
@@ -441,7 +470,10 @@ impl<'o> Loader<'o> {
         }
         wanted.sort_unstable();
         wanted.dedup();
-        for index in wanted.into_iter().filter(|index| *index < maps.len()) {
+        for index in wanted
+            .into_iter()
+            .filter(|at| matches!(maps.get(*at), Some(Some(_))))
+        {
             if let Some(spec) = object.maps().get(index) {
                 entry.maps.retain(|(at, _)| *at != index);
                 entry.maps.push((index, self.create_map(index, spec)?));
@@ -454,15 +486,17 @@ impl<'o> Loader<'o> {
     /// targets after.
     fn fill_slots(
         &self,
-        maps: &[Map],
+        maps: &[Option<Map>],
         loaded: &[Program],
         programs: bool,
     ) -> Result<(), LoadError> {
         for (spec, map) in self.object.maps().iter().zip(maps) {
+            let Some(map) = map else { continue };
             for (key, slot) in &spec.slots {
                 let fd = match slot {
                     Slot::Map(name) if !programs => maps
                         .iter()
+                        .flatten()
                         .find(|m| m.name() == name)
                         .map(|m| m.as_fd().as_raw_fd()),
                     // A target that is not loaded leaves its slot empty: the
@@ -488,7 +522,7 @@ impl<'o> Loader<'o> {
         mut entries: Vec<Entry<'_>>,
         copies: &mut [ProgramCopy],
         mut core: CoreRelocator<'_>,
-        maps: &[Map],
+        maps: &[Option<Map>],
     ) -> Result<Outcome, LoadError> {
         let start = Instant::now();
         let mut relocating = Duration::ZERO;
@@ -539,13 +573,16 @@ impl<'o> Loader<'o> {
             let context = ProgramContext {
                 attach_btf_id: entry.point.btf_id,
                 attach_to: entry.point.of(),
+                member: entry.point.member,
                 license,
                 kernel_version,
                 btf,
                 log_limit,
             };
             Program::load(&entry.spec, &program.linked, linker, context, &|id| {
-                core::explain(&program.poisons, id).or_else(|| externs.explain(id))
+                core::explain(&program.poisons, id)
+                    .or_else(|| externs.explain(id))
+                    .or_else(|| explain_skipped(object, id))
             })
         };
         let verdicts = verify::run(
@@ -583,7 +620,7 @@ fn apply_fixups(
     object: &Object,
     externs: &Externs<'_>,
     entry: &Entry<'_>,
-    maps: &[Map],
+    maps: &[Option<Map>],
     linked: &mut LinkedProgram,
 ) -> Result<(), ProgramError> {
     let descriptor = |index: usize| entry.map(maps, index).map(|m| m.as_fd().as_raw_fd());
@@ -591,9 +628,12 @@ fn apply_fixups(
     for fixup in &linked.fixups {
         match fixup.target {
             FixupTarget::Map(index) | FixupTarget::MapValue(index) => {
-                let insn = linked.insns.get_mut(fixup.insn as usize);
-                if let (Some(insn), Some(fd)) = (insn, descriptor(index as usize)) {
-                    insn.imm = fd;
+                let at = fixup.insn as usize;
+                if let Some(words) = linked.insns.get_mut(at..at + 2) {
+                    match descriptor(index as usize) {
+                        Some(fd) => words[0].imm = fd,
+                        None => words.fill(Insn::call((NO_MAP + index.min(NO_MAP_RANGE)) as i32)),
+                    }
                 }
             }
             FixupTarget::Extern(index) => {
@@ -612,6 +652,22 @@ fn apply_fixups(
         }
     }
     Ok(())
+}
+
+/// Helper number that stands where a program uses a map that was not created,
+/// plus the index of the map: the verifier names it if the place can be
+/// reached. libbpf counts from the same number.
+const NO_MAP: u32 = 2_001_000_000;
+
+/// Maps told apart by it.
+const NO_MAP_RANGE: u32 = 999_999;
+
+/// What the verifier stumbled over when it reports an unknown function of
+/// this number.
+fn explain_skipped(object: &Object, function: u32) -> Option<String> {
+    let index = function.checked_sub(NO_MAP)? as usize;
+    let map = object.maps().get(index).filter(|map| map.skip)?;
+    Some(format!("uses the map {}, which is not created", map.name))
 }
 
 /// The BTF that the collection's programs were loaded with, if this process

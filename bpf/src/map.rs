@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ebpf_manager_elf::MapSpec;
 use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType};
@@ -14,6 +14,7 @@ use ebpf_manager_sys::{Errno, SysError};
 use crate::cure::{self, Need};
 use crate::error::MapError;
 use crate::memlock;
+use crate::struct_ops::Operations;
 
 /// A live map.
 ///
@@ -30,6 +31,7 @@ struct Inner {
     fd: MapFd,
     name: String,
     lost: Vec<Loss>,
+    operations: OnceLock<Box<[u8]>>,
 }
 
 /// Something that an older kernel made us do without.
@@ -48,6 +50,8 @@ pub(crate) struct MapContext<'a> {
     pub(crate) btf: Option<BorrowedFd<'a>>,
     /// A map of the inner definition.
     pub(crate) inner: Option<BorrowedFd<'a>>,
+    /// For a map of type `STRUCT_OPS`.
+    pub(crate) operations: Option<&'a Operations>,
 }
 
 impl Map {
@@ -69,15 +73,20 @@ impl Map {
                 inner,
                 MapContext {
                     inner: None,
+                    operations: None,
                     ..context
                 },
             )?),
             _ => None,
         };
-        let (max_entries, key_size, value_size) = sizes(spec)?;
-        let btf = context.btf.filter(|_| {
-            (spec.key_type_id != 0 || spec.value_type_id != 0) && takes_btf(spec.map_type)
-        });
+        let (max_entries, key_size, mut value_size) = sizes(spec)?;
+        let typed = spec.key_type_id != 0 || spec.value_type_id != 0;
+        let mut btf = context.btf.filter(|_| typed && takes_btf(spec.map_type));
+        if let Some(operations) = context.operations {
+            value_size = operations.layout.value.len() as u32;
+            // No type of it is used, but it has to be there.
+            btf = context.btf;
+        }
         let mut create = MapCreate {
             map_type: spec.map_type,
             key_size,
@@ -91,6 +100,8 @@ impl Map {
             btf_key_type_id: if btf.is_some() { spec.key_type_id } else { 0 },
             btf_value_type_id: if btf.is_some() { spec.value_type_id } else { 0 },
             map_extra: spec.map_extra,
+            btf_vmlinux_value_type_id: context.operations.map_or(0, |o| o.layout.value_type_id),
+            value_type_btf: context.operations.and_then(Operations::module),
             ..MapCreate::default()
         };
         let mut lost = Vec::new();
@@ -151,7 +162,12 @@ impl Map {
     fn new(fd: MapFd, name: &str, lost: Vec<Loss>) -> Map {
         let name = name.to_owned();
         Map {
-            inner: Arc::new(Inner { fd, name, lost }),
+            inner: Arc::new(Inner {
+                fd,
+                name,
+                lost,
+                operations: OnceLock::new(),
+            }),
         }
     }
 
@@ -205,6 +221,25 @@ impl Map {
         sys::map_info(self.inner.fd.as_fd())
             .map(|info| info.id)
             .map_err(|e| self.access(e))
+    }
+
+    /// For a map of type `STRUCT_OPS` that a collection has loaded: the value
+    /// that makes the kernel use its programs, once it is written for key 0
+    /// ([`Map::update`]). It holds descriptors of the programs, which have to
+    /// be open then.
+    ///
+    /// With the flag [`MapFlags::LINK`] (section `.struct_ops.link`, Linux
+    /// 6.4) that only makes it ready, and a link attaches it. Without the flag
+    /// it is in use until the key is deleted.
+    ///
+    /// `None` for other maps, and if one of its programs was not loaded.
+    pub fn operations(&self) -> Option<&[u8]> {
+        self.inner.operations.get().map(|value| &value[..])
+    }
+
+    pub(crate) fn set_operations(&self, value: Vec<u8>) {
+        // Set once: a collection loads a map once.
+        let _ = self.inner.operations.set(value.into_boxed_slice());
     }
 
     /// Reads the value of `key` into `value`; false if there is none.

@@ -40,6 +40,8 @@ pub(crate) struct ProgramContext<'a> {
     pub(crate) log_limit: usize,
     pub(crate) attach_btf_id: u32,
     pub(crate) attach_to: Option<BorrowedFd<'a>>,
+    /// Index of the member that the program is in a structure.
+    pub(crate) member: Option<AttachType>,
 }
 
 /// First size of the log buffer; it grows to what the kernel reports.
@@ -185,7 +187,7 @@ impl Program {
             name: &spec.name,
             flags: spec.flags,
             kern_version: context.kernel_version,
-            expected_attach_type: spec.attach_type.unwrap_or_default(),
+            expected_attach_type: context.member.or(spec.attach_type).unwrap_or_default(),
             btf: context.btf,
             attach_btf_id: context.attach_btf_id,
             attach_to: context.attach_to,
@@ -323,7 +325,9 @@ fn degrade(load: &mut ProgLoad<'_>) -> Option<Loss> {
             since: "5.0",
         });
     }
-    if load.expected_attach_type != AttachType::default() {
+    // Types that came later are nothing without it.
+    let typed = load.attach_btf_id != 0;
+    if load.expected_attach_type != AttachType::default() && !typed {
         load.expected_attach_type = AttachType::default();
         return Some(Loss {
             what: "expected attach type",

@@ -1177,7 +1177,8 @@ impl<'d> Parser<'d> {
         let bytes = self.object.btf.clone();
         let index = self.object.btf_index.take();
         let btf = bytes.as_ref().zip(index.as_ref());
-        let btf = btf.and_then(|(bytes, index)| Btf::with_index(bytes.as_slice(), None, index).ok());
+        let btf =
+            btf.and_then(|(bytes, index)| Btf::with_index(bytes.as_slice(), None, index).ok());
         for header in self.sections.iter() {
             let target = header.sh_info(E) as usize;
             let is_maps = self.btf_maps == Some(target);

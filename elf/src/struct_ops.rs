@@ -170,7 +170,9 @@ impl Object {
                 continue;
             }
             if ours.kind() != theirs.kind() || ours.kind() == Kind::PTR {
-                return Err(of_member("has another type in this kernel, or is a pointer"));
+                return Err(of_member(
+                    "has another type in this kernel, or is a pointer",
+                ));
             }
             let to = kernel.size_of(there.type_id).and_then(|size| {
                 let start = place as usize;

@@ -73,9 +73,13 @@ impl Parser<'_> {
             let Some((_, offset)) = found.ok().and_then(|at| symbols.get(at)) else {
                 return Err(fault("defined in BTF, but it has no symbol in its section"));
             };
-            let resolved = var.target().and_then(|t| btf.skip_modifiers_and_typedefs(t));
+            let resolved = var
+                .target()
+                .and_then(|t| btf.skip_modifiers_and_typedefs(t));
             let Some((type_id, ty)) = resolved.filter(|(_, ty)| ty.kind() == Kind::STRUCT) else {
-                return Err(fault("not a structure, so the kernel has no such operations"));
+                return Err(fault(
+                    "not a structure, so the kernel has no such operations",
+                ));
             };
             let size = ty.size().unwrap_or_default();
             let contents = usize::try_from(*offset)
@@ -145,7 +149,11 @@ impl Parser<'_> {
             return Err(fault("initialises something before the first structure"));
         };
         let (map, inside) = (place.map as usize, offset - place.offset);
-        let operations = self.object.maps.get(map).and_then(|m| m.operations.as_ref());
+        let operations = self
+            .object
+            .maps
+            .get(map)
+            .and_then(|m| m.operations.as_ref());
         let ty = operations.and_then(|o| btf.get(o.type_id));
         let bits = inside.checked_mul(8);
         let member = ty
