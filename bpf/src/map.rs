@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ebpf_manager_elf::MapSpec;
-use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType};
+use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType, ProgramType};
+use ebpf_manager_sys::abi::insn::Insn;
 use ebpf_manager_sys::abi::pod::{self, Pod};
-use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd};
+use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd, ProgLoad};
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::{self, Need};
@@ -105,7 +106,22 @@ impl Map {
             ..MapCreate::default()
         };
         let mut lost = Vec::new();
-        let first = match try_create(&create) {
+        let mut created = try_create(&create);
+        if create.btf_vmlinux_value_type_id != 0
+            && created.as_ref().is_err_and(|err| err.is(Errno::ENOTSUPP))
+        {
+            // Kernels up to 5.15 read their own types when the first program
+            // is loaded, and know no structures before.
+            let first = ProgLoad {
+                prog_type: ProgramType::SOCKET_FILTER,
+                insns: &[Insn::mov64_imm(0, 0), Insn::exit()],
+                license: c"",
+                ..ProgLoad::default()
+            };
+            let _ = memlock::retry(|| sys::prog_load(&first, None));
+            created = try_create(&create);
+        }
+        let first = match created {
             Ok(fd) => return Ok(Map::new(fd, &spec.name, lost)),
             Err(err) => err,
         };

@@ -7,14 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
 use ebpf_manager_sys::bpf::{self as sys, ObjectKind};
 
+/// Takes a module's types, what was found among them, and the descriptor that
+/// names them.
+pub(crate) type Visit<'v> = dyn FnMut(&Btf<'_>, &[NameHit], OwnedFd) -> ControlFlow<()> + 'v;
+
 /// Looks for `query` in the types of all loaded modules, and calls `visit`
 /// with those of each that has any, until it breaks. Linux 5.11.
 #[cold]
-pub(crate) fn search(
-    kernel: &Btf<'_>,
-    query: &NameQuery<'_>,
-    visit: &mut dyn FnMut(&Btf<'_>, &[NameHit], OwnedFd) -> ControlFlow<()>,
-) {
+pub(crate) fn search(kernel: &Btf<'_>, query: &NameQuery<'_>, visit: &mut Visit<'_>) {
     let mut last = 0;
     while let Ok(Some(id)) = sys::next_id(ObjectKind::Btf, last) {
         last = id;

@@ -141,7 +141,7 @@ impl Object {
             let (Some((_, ours)), Some((_, theirs))) = kinds else {
                 return Err(of_member("has no type"));
             };
-            let bit_field = |m: &Member| m.bit_size != 0 || m.bit_offset % 8 != 0;
+            let bit_field = |m: &Member| m.bit_size != 0 || !m.bit_offset.is_multiple_of(8);
             let place = start.checked_add(there.bit_offset / 8);
             if bit_field(&member) || bit_field(&there) || place.is_none() {
                 if program.is_none() && zero {

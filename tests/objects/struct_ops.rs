@@ -16,7 +16,8 @@ const CONGESTION_CONTROL: Feature = Feature::new("struct_ops", 5, 6).config(&[
 ]);
 
 fn available() -> String {
-    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap()
+    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]
