@@ -9,14 +9,12 @@
 //! programs before it were tried, as if there were no threads.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use ebpf_manager_elf::LinkedProgram;
 use ebpf_manager_elf::core_relo::Poison;
-use ebpf_manager_sys::{proc, signal};
+use ebpf_manager_sys::{proc, signal, thread};
 
 use crate::error::ProgramError;
 use crate::program::Program;
@@ -144,6 +142,11 @@ impl Shared<'_> {
         true
     }
 
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
     /// Loads programs until no more come.
     fn work(&self) {
         signal::block_all_in_this_thread();
@@ -183,16 +186,18 @@ fn parallel(verdicts: &mut Vec<Verdict>, count: usize, limit: usize, steps: &mut
         verify: steps.verify,
         required: steps.required,
     };
-    thread::scope(|scope| {
-        let mut threads = Vec::new();
-        let mut limit = limit.min(count - first) - 1;
+    let mut limit = limit.min(count - first) - 1;
+    let work = || shared.work();
+    thread::with_helpers(c"ebpf-verify", STACK_BYTES, &work, &mut |helpers| {
+        // Also if a patcher panics: the helpers are joined then, too.
+        let _close = Close(&shared);
         for index in first..count {
             let state = shared.lock();
             if state.failed != usize::MAX {
                 break;
             }
             let waiting = state.queue.len();
-            if waiting > QUEUED * threads.len() {
+            if waiting > QUEUED * helpers.count() {
                 // Enough to do for the others meanwhile.
                 shared.take_one(state);
             } else {
@@ -211,23 +216,14 @@ fn parallel(verdicts: &mut Vec<Verdict>, count: usize, limit: usize, steps: &mut
                 }
                 Err(err) => shared.settle(index, Err(err)),
             }
-            if threads.len() < limit && waiting >= threads.len() {
-                match start(scope, &shared) {
-                    Ok(thread) => threads.push(thread),
-                    // No more to be had: those there are have to do.
-                    Err(_) => limit = threads.len(),
-                }
+            let wanted = helpers.count() < limit && waiting >= helpers.count();
+            if wanted && helpers.start().is_err() {
+                // No more to be had: those there are have to do.
+                limit = helpers.count();
             }
         }
-        shared.lock().closed = true;
-        shared.changed.notify_all();
+        shared.close();
         while shared.take_one(shared.lock()) {}
-        for thread in threads {
-            // The end of the scope would wait for the work, not the thread.
-            if let Err(panic) = thread.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
     });
     *verdicts = shared
         .state
@@ -236,13 +232,11 @@ fn parallel(verdicts: &mut Vec<Verdict>, count: usize, limit: usize, steps: &mut
         .verdicts;
 }
 
-/// Starts a thread, if the system has one to give.
-fn start<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    shared: &'scope Shared<'_>,
-) -> io::Result<ScopedJoinHandle<'scope, ()>> {
-    thread::Builder::new()
-        .name("ebpf-verify".to_owned())
-        .stack_size(STACK_BYTES)
-        .spawn_scoped(scope, || shared.work())
+/// Lets the threads end when the queue is empty.
+struct Close<'a>(&'a Shared<'a>);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }

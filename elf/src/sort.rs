@@ -14,34 +14,35 @@ pub fn sort<T>(items: &mut [T], before: impl Fn(&T, &T) -> bool) {
     if items.is_sorted_by(|a, b| !before(b, a)) {
         return;
     }
-    // Heapsort: the largest is kept in front and goes to the end.
-    for root in (0..items.len() / 2).rev() {
-        sift_down(items, root, &before);
-    }
-    for end in (1..items.len()).rev() {
-        items.swap(0, end);
-        if let Some(heap) = items.get_mut(..end) {
-            sift_down(heap, 0, &before);
+    // Heapsort: the largest of the first `end` is kept in front and goes to
+    // the end. One loop for both halves of it, so that its body is there once.
+    let (mut root, mut end) = (items.len() / 2, items.len());
+    while end > 1 {
+        if root > 0 {
+            root -= 1;
+        } else {
+            end -= 1;
+            items.swap(0, end);
         }
-    }
-}
-
-/// Moves the item at `root` down until no child of it is larger.
-fn sift_down<T>(heap: &mut [T], mut root: usize, before: &impl Fn(&T, &T) -> bool) {
-    loop {
-        let mut largest = root;
-        for child in [2 * root + 1, 2 * root + 2] {
-            if let (Some(a), Some(b)) = (heap.get(largest), heap.get(child))
-                && before(a, b)
-            {
-                largest = child;
+        // Moves the item at `root` down until no child of it is larger.
+        let mut parent = root;
+        loop {
+            let mut child = 2 * parent + 1;
+            let Some([left, right]) = items.get(child..end).and_then(|c| c.first_chunk()) else {
+                if child < end && before(&items[parent], &items[child]) {
+                    items.swap(parent, child);
+                }
+                break;
+            };
+            if before(left, right) {
+                child += 1;
             }
+            if !before(&items[parent], &items[child]) {
+                break;
+            }
+            items.swap(parent, child);
+            parent = child;
         }
-        if largest == root {
-            return;
-        }
-        heap.swap(root, largest);
-        root = largest;
     }
 }
 

@@ -19,14 +19,20 @@ macro_rules! errnos {
             pub const ENOTSUPP: Errno = Errno(524);
         }
 
+        /// By position, what `NAMES` names: one string takes less room than a
+        /// pointer to each.
+        const NUMBERS: &[u8] = &[$(libc::$name as u8),*];
+        const NAMES: &str = concat!($(stringify!($name), " "),*);
+
         impl Errno {
             /// Symbolic name, such as `"ENOENT"`; `None` for a number not listed here.
             pub fn name(self) -> Option<&'static str> {
-                match self.0 {
-                    $(libc::$name => Some(stringify!($name)),)*
-                    524 => Some("ENOTSUPP"),
-                    _ => None,
+                if self == Errno::ENOTSUPP {
+                    return Some("ENOTSUPP");
                 }
+                let number = u8::try_from(self.0).ok()?;
+                let at = NUMBERS.iter().position(|n| *n == number)?;
+                NAMES.split(' ').nth(at)
             }
         }
     };
@@ -81,7 +87,10 @@ impl fmt::Debug for Errno {
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = std::io::Error::from_raw_os_error(self.0).to_string();
-        let text = text.split(" (os error").next().unwrap_or("");
+        let text = match text.find(" (os error") {
+            Some(end) => &text[..end],
+            None => &text,
+        };
         match self.name() {
             Some("ENOTSUPP") => f.write_str("ENOTSUPP (not supported by this kernel)"),
             Some(name) => write!(f, "{name} ({text})"),
@@ -94,32 +103,37 @@ impl fmt::Display for Errno {
 /// and the error number.
 ///
 /// The layers above add what they know (map, program, interface) and keep this
-/// as their source.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-pub struct SysError {
+/// as their source. It is one pointer, so that results which seldom have it
+/// are handed up in registers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SysError(Box<Parts>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Parts {
     op: &'static str,
     errno: Errno,
-    /// Boxed, so that a `Result` that seldom has it stays small.
-    extra: Option<Box<Extra>>,
-}
-
-#[derive(Clone, Default, PartialEq, Eq)]
-struct Extra {
     path: Option<PathBuf>,
     detail: Option<String>,
 }
 
+impl std::error::Error for SysError {}
+
 impl SysError {
     /// Failure of `op` with `errno`.
+    #[cold]
+    #[inline(never)]
     pub fn new(op: &'static str, errno: Errno) -> SysError {
-        SysError {
+        SysError(Box::new(Parts {
             op,
             errno,
-            extra: None,
-        }
+            path: None,
+            detail: None,
+        }))
     }
 
     /// Failure of `op` with the calling thread's `errno`.
+    #[cold]
+    #[inline(never)]
     pub fn last(op: &'static str) -> SysError {
         SysError::new(op, Errno::last())
     }
@@ -127,6 +141,8 @@ impl SysError {
     /// Failure of `op` as the standard library reports it. An error without a
     /// number (unexpected end of file, bad UTF-8) becomes `EIO` with its text
     /// as the detail.
+    #[cold]
+    #[inline(never)]
     pub fn from_io(op: &'static str, err: &std::io::Error) -> SysError {
         match err.raw_os_error() {
             Some(raw) => SysError::new(op, Errno(raw)),
@@ -136,52 +152,62 @@ impl SysError {
 
     /// Adds the path the operation was about.
     #[must_use]
-    pub fn with_path(mut self, path: impl Into<PathBuf>) -> SysError {
-        self.extra.get_or_insert_default().path = Some(path.into());
-        self
+    pub fn with_path(self, path: impl Into<PathBuf>) -> SysError {
+        self.with(Some(path.into()), None)
     }
 
     /// Adds what the kernel said beyond the number, such as netlink's extended
     /// acknowledgement.
     #[must_use]
-    pub fn with_detail(mut self, detail: impl Into<String>) -> SysError {
-        self.extra.get_or_insert_default().detail = Some(detail.into());
+    pub fn with_detail(self, detail: impl Into<String>) -> SysError {
+        self.with(None, Some(detail.into()))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn with(mut self, path: Option<PathBuf>, detail: Option<String>) -> SysError {
+        if path.is_some() {
+            self.0.path = path;
+        }
+        if detail.is_some() {
+            self.0.detail = detail;
+        }
         self
     }
 
     /// The operation: `"bpf(BPF_MAP_CREATE)"`, `"open"`, `"RTM_NEWQDISC"`.
     pub fn op(&self) -> &'static str {
-        self.op
+        self.0.op
     }
 
     /// The error number.
     pub fn errno(&self) -> Errno {
-        self.errno
+        self.0.errno
     }
 
     /// The path, for operations on files.
     pub fn path(&self) -> Option<&Path> {
-        self.extra.as_ref()?.path.as_deref()
+        self.0.path.as_deref()
     }
 
     /// The kernel's own message, when it gave one.
     pub fn detail(&self) -> Option<&str> {
-        self.extra.as_ref()?.detail.as_deref()
+        self.0.detail.as_deref()
     }
 
     /// True if the call failed with `errno`.
     pub fn is(&self, errno: Errno) -> bool {
-        self.errno == errno
+        self.0.errno == errno
     }
 }
 
 impl fmt::Display for SysError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.op)?;
+        f.write_str(self.op())?;
         if let Some(path) = self.path() {
             write!(f, " {}", path.display())?;
         }
-        write!(f, ": {}", self.errno)?;
+        write!(f, ": {}", self.errno())?;
         if let Some(detail) = self.detail() {
             write!(f, ": {detail}")?;
         }

@@ -35,6 +35,7 @@ pub mod signal;
 pub mod socket;
 #[cfg(test)]
 mod testing;
+pub mod thread;
 pub mod tracefs;
 pub mod tty;
 pub mod uevent;
