@@ -1,10 +1,12 @@
 //! What can go wrong with a manager.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use ebpf_manager_bpf::elf::ObjectError;
-use ebpf_manager_bpf::{LinkError, LoadError, ReaderError, SysError};
+use ebpf_manager_bpf::{LinkError, LoadError, MapError, ProgramError, ReaderError, SysError};
 
+use crate::outcome::ProbeError;
 use crate::probe::ProbeId;
 use crate::state::{Action, State};
 
@@ -20,8 +22,9 @@ pub enum ManagerError {
         /// Where the manager is.
         state: State,
     },
-    /// Another thread, or an event handler that it waits for, is in the
-    /// middle of an action.
+    /// An action is under way that may be waiting for the caller: the caller
+    /// is an event handler and the manager stops, or it is a callback of that
+    /// action. Others wait for their turn.
     #[error("cannot {action} while another {running} is under way")]
     Busy {
         /// What was asked.
@@ -32,23 +35,79 @@ pub enum ManagerError {
     /// Two probes have the same function and uid, or two readers the same map.
     #[error("{what} {name} is declared twice")]
     Duplicate {
-        /// `"probe"` or `"ring buffer"`.
+        /// `"probe"`, `"map"` or `"ring buffer"`.
         what: &'static str,
         /// Its name.
         name: String,
     },
-    /// The object does not have a program, ring buffer or variable that the
-    /// declaration names.
+    /// What is to be added would have the name of something that is there.
+    #[error("there is already a {what} {name}")]
+    InUse {
+        /// `"probe"` or `"map"`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The object does not have a program, ring buffer, map, variable or
+    /// symbol that the declaration names.
     #[error("the object has no {kind} {name}")]
     NoSuch {
-        /// `"program"`, `"ring buffer"` or `"variable"`.
+        /// `"program"`, `"ring buffer"`, `"map"`, `"variable"` or `"symbol"`.
         kind: &'static str,
         /// Its name.
         name: String,
     },
-    /// A constant's value has the wrong size.
+    /// The manager has no such probe or map now.
+    #[error("there is no {kind} {name}")]
+    NotThere {
+        /// `"probe"`, `"program"`, `"map"` or `"reader"`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A constant's value has the wrong size, or the program does not use it.
     #[error(transparent)]
     Constant(ObjectError),
+    /// A map could not be created, opened, filled or pinned.
+    #[error(transparent)]
+    Map(Box<MapError>),
+    /// A program could not be opened, pinned or asked.
+    #[error(transparent)]
+    Program(Box<ProgramError>),
+    /// A route could not be made; those before it are taken back.
+    #[error("route {route}: {source}")]
+    Route {
+        /// Map and key: `"jump_table[3]"`.
+        route: String,
+        /// Why.
+        source: Box<MapError>,
+    },
+    /// A pin could not be removed.
+    #[error(transparent)]
+    Unpin {
+        /// The kernel's answer, with the path.
+        source: SysError,
+    },
+    /// What is needed to load a program later was given up after the load.
+    #[error("the specification of {name} was not kept; ask the builder to keep specifications")]
+    NotKept {
+        /// The program.
+        name: String,
+    },
+    /// A dump could not be written.
+    #[error("dump of map {map}: {message}")]
+    Dump {
+        /// The map.
+        map: String,
+        /// The writer's error.
+        message: String,
+    },
+    /// The kernel does not measure programs.
+    #[error("run-time statistics of programs: {source}")]
+    Statistics {
+        /// The kernel's answer.
+        source: SysError,
+    },
     /// The object could not be loaded.
     #[error(transparent)]
     Load(#[from] Box<LoadError>),
@@ -59,6 +118,14 @@ pub enum ManagerError {
         probe: ProbeId,
         /// Why.
         source: Arc<LinkError>,
+    },
+    /// A selector does not hold.
+    #[error("{selector} does not hold: {}", reasons(.failed))]
+    Selection {
+        /// The selector, as text.
+        selector: String,
+        /// The probes that make it fail, each with its reason.
+        failed: Vec<(ProbeId, ProbeError)>,
     },
     /// A probe could not be detached in order; closing it detached it.
     #[error(transparent)]
@@ -104,6 +171,18 @@ pub enum ManagerError {
     ),
 }
 
+fn reasons(failed: &[(ProbeId, ProbeError)]) -> String {
+    let mut text = String::new();
+    for (i, (id, error)) in failed.iter().enumerate() {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{}{id}: {error}", if i > 0 { " | " } else { "" });
+    }
+    if text.is_empty() {
+        text.push_str("it names no probe");
+    }
+    text
+}
+
 fn summary(errors: &[ManagerError]) -> String {
     match errors {
         [] => String::new(),
@@ -115,5 +194,32 @@ fn summary(errors: &[ManagerError]) -> String {
 impl From<LoadError> for ManagerError {
     fn from(err: LoadError) -> ManagerError {
         ManagerError::Load(Box::new(err))
+    }
+}
+
+impl From<MapError> for ManagerError {
+    fn from(err: MapError) -> ManagerError {
+        ManagerError::Map(Box::new(err))
+    }
+}
+
+impl From<ProgramError> for ManagerError {
+    fn from(err: ProgramError) -> ManagerError {
+        ManagerError::Program(Box::new(err))
+    }
+}
+
+impl ManagerError {
+    /// The error of one probe.
+    pub(crate) fn of_probe(probe: ProbeId, error: ProbeError) -> ManagerError {
+        match error {
+            ProbeError::Attach(source) => ManagerError::Attach { probe, source },
+            ProbeError::NoHook { section } => ManagerError::NoHook { probe, section },
+            ProbeError::Load(source) => ManagerError::Program(Box::new((*source).clone())),
+            error => ManagerError::Selection {
+                selector: probe.to_string(),
+                failed: vec![(probe, error)],
+            },
+        }
     }
 }

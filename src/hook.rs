@@ -14,6 +14,7 @@ use ebpf_manager_bpf::{
     AttachType, CgroupOptions, Collection, Direction, Errno, Interface, IterOver, Kprobe,
     KprobeMulti, Link, LinkError, Method, NetNamespace, NetfilterOptions, NetkitEnd, Order,
     PerfHook, Program, ProgramType, SysError, TcAttach, Tracing, Uprobe, UprobeMulti, XdpOptions,
+    remove_stale_probe_events,
 };
 
 type Attach = dyn Fn(&Program, &Collection) -> Result<Link, LinkError> + Send + Sync;
@@ -25,6 +26,10 @@ pub struct Hook {
     kind: &'static str,
     /// `None`: the section name says.
     attach: Option<Arc<Attach>>,
+    /// Removes what dead processes left of its kind.
+    sweep: Option<fn()>,
+    /// The network namespace that it was given.
+    namespace: Option<NetNamespace>,
 }
 
 impl fmt::Debug for Hook {
@@ -83,6 +88,8 @@ impl Hook {
         Hook {
             kind: "section",
             attach: None,
+            sweep: None,
+            namespace: None,
         }
     }
 
@@ -96,7 +103,31 @@ impl Hook {
         Hook {
             kind,
             attach: Some(Arc::new(attach)),
+            sweep: None,
+            namespace: None,
         }
+    }
+
+    fn sweeping(mut self, sweep: fn()) -> Hook {
+        self.sweep = Some(sweep);
+        self
+    }
+
+    fn in_namespace(mut self, namespace: Option<NetNamespace>) -> Hook {
+        self.namespace = namespace;
+        self
+    }
+
+    /// What removes the leavings of dead processes where this is going to be
+    /// attached.
+    pub(crate) fn sweep(&self, program: &Program) -> Option<fn()> {
+        let by_section = self.attach.is_none() && program.program_type() == ProgramType::KPROBE;
+        self.sweep.or(by_section.then_some(sweep_probe_events))
+    }
+
+    /// Whether it is in this network namespace, by its own declaration.
+    pub(crate) fn is_in(&self, namespace: &NetNamespace) -> bool {
+        self.namespace.as_ref() == Some(namespace)
     }
 
     /// The tracepoint `category/name`, as listed below `events` of tracefs.
@@ -119,6 +150,7 @@ impl Hook {
     /// A kernel function's entry or return. Linux 4.1.
     pub fn kprobe(probe: Kprobe) -> Hook {
         Hook::new("kprobe", move |program, _| Link::kprobe(program, &probe))
+            .sweeping(sweep_probe_events)
     }
 
     /// Many kernel functions. One link from Linux 5.18.
@@ -126,11 +158,13 @@ impl Hook {
         Hook::new("kprobe.multi", move |program, _| {
             Link::kprobe_multi(program, &probe)
         })
+        .sweeping(sweep_probe_events)
     }
 
     /// A place in an executable or library. Linux 4.3.
     pub fn uprobe(probe: Uprobe) -> Hook {
         Hook::new("uprobe", move |program, _| Link::uprobe(program, &probe))
+            .sweeping(sweep_probe_events)
     }
 
     /// Many places in an executable or library. One link from Linux 6.6.
@@ -138,6 +172,7 @@ impl Hook {
         Hook::new("uprobe.multi", move |program, _| {
             Link::uprobe_multi(program, &probe)
         })
+        .sweeping(sweep_probe_events)
     }
 
     /// A counter. Linux 4.9.
@@ -167,9 +202,11 @@ impl Hook {
     /// As [`Hook::xdp`], with mode and kernel interface.
     pub fn xdp_with(interface: impl Into<Interface>, options: XdpOptions) -> Hook {
         let interface = interface.into();
+        let namespace = interface.declared_namespace().cloned();
         Hook::new("XDP", move |program, _| {
             Link::xdp(program, &interface, options)
         })
+        .in_namespace(namespace)
     }
 
     /// Packets of an interface, at traffic control: by tcx if the kernel can.
@@ -185,18 +222,22 @@ impl Hook {
         attach: TcAttach,
     ) -> Hook {
         let interface = interface.into();
+        let namespace = interface.declared_namespace().cloned();
         Hook::new("traffic control", move |program, _| {
             Link::tc(program, &interface, direction, &attach)
         })
+        .in_namespace(namespace)
     }
 
     /// Packets of a netkit pair, given by its primary: whose packets, and the
     /// place among other programs. Linux 6.7.
     pub fn netkit(interface: impl Into<Interface>, end: NetkitEnd, order: Order) -> Hook {
         let interface = interface.into();
+        let namespace = interface.declared_namespace().cloned();
         Hook::new("netkit", move |program, _| {
             Link::netkit(program, &interface, end, order)
         })
+        .in_namespace(namespace)
     }
 
     /// What the processes of a cgroup do; the program's section says which of
@@ -217,25 +258,31 @@ impl Hook {
     /// Choice of the socket for what arrives in a network namespace, the
     /// calling thread's if `None`. Linux 5.9.
     pub fn sk_lookup(namespace: Option<NetNamespace>) -> Hook {
+        let declared = namespace.clone();
         Hook::new("sk_lookup", move |program, _| {
             Link::sk_lookup(program, namespace.as_ref())
         })
+        .in_namespace(declared)
     }
 
     /// Taking packets of a network namespace, the calling thread's if `None`,
     /// apart for hashing. Linux 4.20.
     pub fn flow_dissector(namespace: Option<NetNamespace>, method: Method) -> Hook {
+        let declared = namespace.clone();
         Hook::new("flow dissector", move |program, _| {
             Link::flow_dissector(program, namespace.as_ref(), method)
         })
+        .in_namespace(declared)
     }
 
     /// Packets at netfilter, in a network namespace, the calling thread's if
     /// `None`. Linux 6.4.
     pub fn netfilter(namespace: Option<NetNamespace>, options: NetfilterOptions) -> Hook {
+        let declared = namespace.clone();
         Hook::new("netfilter", move |program, _| {
             Link::netfilter(program, namespace.as_ref(), options)
         })
+        .in_namespace(declared)
     }
 
     /// What a socket receives. Keeps it open. Linux 3.19.
@@ -289,6 +336,12 @@ impl Hook {
             None => attach_by_section(program).transpose(),
         }
     }
+}
+
+/// Removes probe events of dead processes. Whatever goes wrong, they were
+/// there before and do no harm.
+fn sweep_probe_events() {
+    let _ = remove_stale_probe_events();
 }
 
 /// Attaches where the section name says; `None` if it names no target or a

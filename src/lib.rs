@@ -32,22 +32,46 @@
 //! links without a manager, [`elf`] for object files without a kernel.
 #![forbid(unsafe_code)]
 
+mod bypass;
+mod change;
+mod cleanup;
+mod closing;
 mod error;
 mod hook;
+mod live;
+mod load;
 mod manager;
+mod options;
+mod outcome;
 mod probe;
+mod reads;
+mod selector;
+mod source;
+mod start;
 mod state;
 mod stream;
+mod turn;
+mod wiring;
 
 pub use ebpf_manager_bpf as bpf;
 pub use ebpf_manager_bpf::elf;
 
+pub use change::ProgramClone;
+pub use cleanup::Cleanup;
+pub use closing::Closing;
 pub use error::ManagerError;
 pub use hook::Hook;
-pub use manager::{Builder, Manager, MapRef, ObjectSource, ProgramRef, Times, VariableRef};
-pub use probe::{Outcome, Probe, ProbeId};
+pub use live::{ProgramRef, VariableRef};
+pub use manager::{Manager, Times};
+pub use options::Builder;
+pub use outcome::{Outcome, ProbeError};
+pub use probe::{Probe, ProbeId};
+pub use reads::ProbeRef;
+pub use selector::Selector;
+pub use source::ObjectSource;
 pub use state::{Action, State};
 pub use stream::{PooledRecord, Sink, Stream, StreamHandle, StreamStats, WhenFull};
+pub use wiring::{Constant, MapOptions, MapRoute, TailCall};
 
 pub use crossbeam_channel as channel;
 pub use ebpf_manager_bpf::{OwnedRecord, Record};

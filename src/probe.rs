@@ -1,9 +1,8 @@
 //! Probes: which program is attached to which hook.
 
 use std::fmt;
-use std::sync::Arc;
-
-use ebpf_manager_bpf::{LinkError, Mechanism};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::hook::Hook;
 
@@ -15,6 +14,29 @@ pub struct ProbeId {
     pub uid: String,
     /// C function name of the program.
     pub function: String,
+}
+
+impl ProbeId {
+    /// The probe of `function` that is called `uid`.
+    pub fn new(function: impl Into<String>, uid: impl Into<String>) -> ProbeId {
+        ProbeId {
+            uid: uid.into(),
+            function: function.into(),
+        }
+    }
+}
+
+impl From<&str> for ProbeId {
+    /// The probe of this function without a uid.
+    fn from(function: &str) -> ProbeId {
+        ProbeId::new(function, "")
+    }
+}
+
+impl From<&ProbeId> for ProbeId {
+    fn from(id: &ProbeId) -> ProbeId {
+        id.clone()
+    }
 }
 
 impl fmt::Display for ProbeId {
@@ -33,18 +55,29 @@ pub struct Probe {
     pub(crate) id: ProbeId,
     pub(crate) hook: Hook,
     pub(crate) optional: bool,
+    pub(crate) copied: bool,
+    pub(crate) pin: Option<PathBuf>,
+    pub(crate) retry: Option<Retry>,
+}
+
+/// How often, and after which pause, something is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Retry {
+    /// Tries after the first.
+    pub(crate) times: u32,
+    pub(crate) delay: Duration,
 }
 
 impl Probe {
     /// The program of this C function, attached where its section name says.
     pub fn new(function: impl Into<String>) -> Probe {
         Probe {
-            id: ProbeId {
-                uid: String::new(),
-                function: function.into(),
-            },
+            id: ProbeId::new(function, ""),
             hook: Hook::section(),
             optional: false,
+            copied: false,
+            pin: None,
+            retry: None,
         }
     }
 
@@ -63,37 +96,56 @@ impl Probe {
         self
     }
 
-    /// Lets the manager start without this probe; its [`Outcome`] says why.
+    /// Lets the manager start without this probe; its
+    /// [`Outcome`](crate::Outcome) says why.
     #[must_use]
     pub fn optional(mut self) -> Probe {
         self.optional = true;
         self
     }
 
+    /// Loads the program once more for this probe alone: with constants of its
+    /// own ([`Constant::only_for`](crate::Constant::only_for) its
+    /// [`Probe::program_name`]), or to be attached where one program can be
+    /// attached only once.
+    #[must_use]
+    pub fn copied(mut self) -> Probe {
+        self.copied = true;
+        self
+    }
+
+    /// Pins the program here once it is loaded; if something is pinned here
+    /// already, that is used instead of loading the program.
+    ///
+    /// The pin outlives the manager, unless it is stopped with
+    /// [`Cleanup::INTERNAL_PINNED`](crate::Cleanup::INTERNAL_PINNED).
+    #[must_use]
+    pub fn pin(mut self, path: impl Into<PathBuf>) -> Probe {
+        self.pin = Some(path.into());
+        self
+    }
+
+    /// Tries again so many times, after this pause each, when it cannot be
+    /// attached. Unless set, what the manager says holds; nothing is tried
+    /// again unless that says so.
+    #[must_use]
+    pub fn retry(mut self, times: u32, delay: Duration) -> Probe {
+        self.retry = Some(Retry { times, delay });
+        self
+    }
+
+    /// The name of its program: the function's, followed by `_` and the uid
+    /// for a copy.
+    pub fn program_name(&self) -> String {
+        if self.copied {
+            format!("{}_{}", self.id.function, self.id.uid)
+        } else {
+            self.id.function.clone()
+        }
+    }
+
     /// The probe's identity.
     pub fn id(&self) -> &ProbeId {
         &self.id
-    }
-}
-
-/// What became of a probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// Not attached at the moment.
-    Detached,
-    /// Attached, by this kernel interface.
-    Attached(Mechanism),
-    /// It could not be attached, and was optional.
-    Unavailable(Arc<LinkError>),
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Detached => f.write_str("detached"),
-            Outcome::Attached(mechanism) => write!(f, "attached by {mechanism}"),
-            Outcome::Unavailable(err) => write!(f, "unavailable: {err}"),
-        }
     }
 }

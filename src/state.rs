@@ -7,19 +7,33 @@ use std::fmt;
 pub enum State {
     /// Only a declaration: nothing exists in the kernel.
     Declared,
+    /// The object is parsed and can be looked at; nothing exists in the
+    /// kernel.
+    Loaded,
     /// Maps and programs are loaded, nothing is attached.
     Initialised,
     /// Programs are attached and events are read.
     Running,
+    /// Events are read, but no program runs.
+    Paused,
 }
 
-/// What a manager can be asked to do with its life.
+/// What a manager can be asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
+    /// Parse the object.
+    Load,
     /// Load maps and programs.
     Init,
     /// Attach programs and read events.
     Start,
+    /// Keep programs from running, for a while.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// Change something while it lives: hooks, programs, maps, routes,
+    /// readers.
+    Change,
     /// Detach, drain and close everything.
     Stop,
 }
@@ -28,8 +42,10 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             State::Declared => "declared",
+            State::Loaded => "loaded",
             State::Initialised => "initialised",
             State::Running => "running",
+            State::Paused => "paused",
         })
     }
 }
@@ -37,8 +53,12 @@ impl fmt::Display for State {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Action::Load => "load",
             Action::Init => "init",
             Action::Start => "start",
+            Action::Pause => "pause",
+            Action::Resume => "resume",
+            Action::Change => "change",
             Action::Stop => "stop",
         })
     }
@@ -60,16 +80,48 @@ pub(crate) enum Step {
 /// The transition table.
 #[expect(clippy::match_same_arms, reason = "a table has a row for each pair")]
 pub(crate) const fn step(state: State, action: Action) -> Step {
+    use Step::{Done, Go, Refuse};
     match (state, action) {
-        (State::Declared, Action::Init) => Step::Go(State::Initialised),
-        (State::Declared, Action::Start) => Step::Refuse,
-        (State::Declared, Action::Stop) => Step::Done,
-        (State::Initialised, Action::Init) => Step::Refuse,
-        (State::Initialised, Action::Start) => Step::Go(State::Running),
-        (State::Initialised, Action::Stop) => Step::Go(State::Declared),
-        (State::Running, Action::Init) => Step::Refuse,
-        (State::Running, Action::Start) => Step::Done,
-        (State::Running, Action::Stop) => Step::Go(State::Declared),
+        (State::Declared, Action::Load) => Go(State::Loaded),
+        (State::Declared, Action::Init) => Go(State::Initialised),
+        (State::Declared, Action::Start) => Refuse,
+        (State::Declared, Action::Pause) => Refuse,
+        (State::Declared, Action::Resume) => Refuse,
+        (State::Declared, Action::Change) => Refuse,
+        (State::Declared, Action::Stop) => Done,
+
+        (State::Loaded, Action::Load) => Refuse,
+        (State::Loaded, Action::Init) => Go(State::Initialised),
+        (State::Loaded, Action::Start) => Refuse,
+        (State::Loaded, Action::Pause) => Refuse,
+        (State::Loaded, Action::Resume) => Refuse,
+        (State::Loaded, Action::Change) => Refuse,
+        (State::Loaded, Action::Stop) => Go(State::Declared),
+
+        (State::Initialised, Action::Load) => Refuse,
+        (State::Initialised, Action::Init) => Refuse,
+        (State::Initialised, Action::Start) => Go(State::Running),
+        (State::Initialised, Action::Pause) => Refuse,
+        (State::Initialised, Action::Resume) => Refuse,
+        (State::Initialised, Action::Change) => Go(State::Initialised),
+        (State::Initialised, Action::Stop) => Go(State::Declared),
+
+        (State::Running, Action::Load) => Refuse,
+        (State::Running, Action::Init) => Refuse,
+        (State::Running, Action::Start) => Done,
+        (State::Running, Action::Pause) => Go(State::Paused),
+        (State::Running, Action::Resume) => Done,
+        (State::Running, Action::Change) => Go(State::Running),
+        (State::Running, Action::Stop) => Go(State::Declared),
+
+        (State::Paused, Action::Load) => Refuse,
+        (State::Paused, Action::Init) => Refuse,
+        // Not `Done`: nothing would run, and the caller would not know.
+        (State::Paused, Action::Start) => Refuse,
+        (State::Paused, Action::Pause) => Done,
+        (State::Paused, Action::Resume) => Go(State::Running),
+        (State::Paused, Action::Change) => Go(State::Paused),
+        (State::Paused, Action::Stop) => Go(State::Declared),
     }
 }
 
@@ -81,10 +133,18 @@ mod tests {
     fn life_goes_round() {
         let mut state = State::Declared;
         for action in [
+            Action::Load,
             Action::Init,
+            Action::Change,
             Action::Start,
+            Action::Change,
+            Action::Pause,
+            Action::Change,
+            Action::Resume,
             Action::Stop,
             Action::Init,
+            Action::Start,
+            Action::Pause,
             Action::Stop,
         ] {
             match step(state, action) {
@@ -96,5 +156,14 @@ mod tests {
         assert_eq!(step(State::Declared, Action::Start), Step::Refuse);
         assert_eq!(step(State::Running, Action::Start), Step::Done);
         assert_eq!(step(State::Declared, Action::Stop), Step::Done);
+    }
+
+    #[test]
+    fn trap_start_of_a_paused_manager_is_refused() {
+        assert_eq!(step(State::Paused, Action::Start), Step::Refuse);
+        assert_eq!(
+            step(State::Paused, Action::Resume),
+            Step::Go(State::Running)
+        );
     }
 }

@@ -25,7 +25,7 @@ use ebpf_manager::bpf::{
     NetkitEnd, Order, Place, Program, QdiscCleanup, Sharing, TcAttach, XdpMode, XdpOptions,
     cgroup_programs, open_object,
 };
-use ebpf_manager::{Hook, Manager, ObjectSource, Outcome, Probe};
+use ebpf_manager::{Hook, Manager, ObjectSource, Outcome, Probe, ProbeError};
 use ebpf_manager_sys::abi::bpf::AttachFlags;
 use ebpf_manager_sys::bpf::{ProgAttach, Target, prog_attach, prog_detach};
 use ebpf_manager_sys::rtnl::{ClsBpfFlags, FilterSpec, Rtnl, TcParent};
@@ -1130,7 +1130,7 @@ fn links_net_through_the_manager() {
     manager.start().unwrap();
     for (id, outcome) in manager.probes() {
         match (id.function.as_str(), outcome) {
-            ("xdp_second", Outcome::Unavailable(err)) => {
+            ("xdp_second", Outcome::Unavailable(ProbeError::Attach(err))) => {
                 assert!(matches!(*err, LinkError::NoInterface { .. }), "{err}");
             }
             ("xdp_first", outcome) => {

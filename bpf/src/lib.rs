@@ -41,6 +41,7 @@ mod modules;
 mod object_btf;
 mod program;
 mod reader;
+mod slot;
 mod struct_ops;
 mod variable;
 mod verifier_log;
@@ -63,11 +64,12 @@ pub use link::{
     syscall_function_in, traceable_functions,
 };
 pub use map::{Loss, Map};
-pub use program::Program;
+pub use program::{Program, RunStats, measure_programs};
 pub use reader::{
     Buffer, Cpus, OverwritableBuffer, OwnedRecord, PerfBufferOptions, PerfBufferReader,
     PerfCpuStats, Record, RingBufferReader, UserRingBuffer, UserRingBufferError, Waiter, Wakeup,
 };
+pub use slot::Occupant;
 pub use variable::Variable;
 pub use verifier_log::{SourceLine, VerifierLog};
 

@@ -175,6 +175,19 @@ impl Map {
         Ok(Map::new(fd, name, Vec::new()))
     }
 
+    /// The same map under another name: to replace the map of that name in an
+    /// object.
+    ///
+    /// # Errors
+    /// [`MapError::Access`] if the descriptor cannot be duplicated.
+    pub fn named(&self, name: &str) -> Result<Map, MapError> {
+        if self.name() == name {
+            return Ok(self.clone());
+        }
+        let fd = ebpf_manager_sys::fd::dup(self.as_fd()).map_err(|e| self.access(e))?;
+        Map::from_fd(name, fd)
+    }
+
     fn new(fd: MapFd, name: &str, lost: Vec<Loss>) -> Map {
         let name = name.to_owned();
         Map {
@@ -361,8 +374,12 @@ impl Map {
         })
     }
 
-    /// Checks that this map can stand in for what `spec` declares.
-    pub(crate) fn check(&self, spec: &MapSpec, path: Option<&Path>) -> Result<(), MapError> {
+    /// Checks that this map can stand in for what `spec` declares; `path` is
+    /// where it is pinned, for the error.
+    ///
+    /// # Errors
+    /// [`MapError::Mismatch`] with the first field that differs.
+    pub fn check(&self, spec: &MapSpec, path: Option<&Path>) -> Result<(), MapError> {
         let (max_entries, key_size, value_size) = sizes(spec)?;
         let mut ignored = MapFlags::MMAPABLE | MapFlags::TOKEN_FD;
         if matches!(spec.map_type, MapType::DEVMAP | MapType::DEVMAP_HASH) {

@@ -3,10 +3,11 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use ebpf_manager_elf::btf::ext::LineInfo;
 use ebpf_manager_elf::{LinkedProgram, Linker, ProgramSpec};
-use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType};
+use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType, StatsType};
 use ebpf_manager_sys::bpf::{self as sys, Log, ProgLoad, Records, TestRun, TestRunResult};
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -29,6 +30,25 @@ pub struct Program {
     section: String,
     target: Option<String>,
     lost: Vec<Loss>,
+}
+
+/// How often a program ran, and for how long in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunStats {
+    /// Runs.
+    pub runs: u64,
+    /// Time in all of them.
+    pub time: Duration,
+}
+
+/// Has the kernel measure all programs of the machine for as long as the
+/// answer is open. Costs some nanoseconds for each run. Requires at least
+/// Linux 5.8.
+///
+/// # Errors
+/// `EINVAL` below Linux 5.8, `EPERM` without `CAP_SYS_ADMIN`.
+pub fn measure_programs() -> Result<OwnedFd, SysError> {
+    sys::enable_stats(StatsType::RUN_TIME)
 }
 
 /// What every program of a collection is loaded with.
@@ -90,6 +110,16 @@ impl Program {
         self.fd
     }
 
+    /// Adds what the kernel does not tell about a program: that it is the one
+    /// of this specification.
+    #[must_use]
+    pub fn described_by(mut self, spec: &ProgramSpec) -> Program {
+        self.attach_type = spec.attach_type;
+        self.section.clone_from(&spec.section);
+        self.target.clone_from(&spec.target);
+        self
+    }
+
     /// C function name; the kernel knows its first 15 bytes.
     pub fn name(&self) -> &str {
         &self.name
@@ -125,6 +155,19 @@ impl Program {
         sys::prog_info(self.fd.as_fd())
             .map(|info| info.id)
             .map_err(|e| self.operation(e))
+    }
+
+    /// How often the program ran, and for how long, while something measured
+    /// ([`measure_programs`](crate::measure_programs)). Linux 5.1; zero below.
+    ///
+    /// # Errors
+    /// [`ProgramError::Operation`].
+    pub fn run_stats(&self) -> Result<RunStats, ProgramError> {
+        let info = sys::prog_info(self.fd.as_fd()).map_err(|e| self.operation(e))?;
+        Ok(RunStats {
+            runs: info.run_cnt,
+            time: Duration::from_nanos(info.run_time_ns),
+        })
     }
 
     /// Runs that the kernel left out, because the CPU was in the middle of

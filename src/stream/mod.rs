@@ -32,7 +32,7 @@ mod thread;
 
 pub use channel::{PooledRecord, WhenFull};
 pub use handle::StreamHandle;
-pub(crate) use thread::Readers;
+pub(crate) use thread::{Readers, is_reader};
 
 use source::Source;
 use thread::{Control, Interrupts};

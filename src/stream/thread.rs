@@ -101,7 +101,7 @@ impl Control {
 
 /// True on a reader thread of whatever manager: a handler is asking, and must
 /// not wait for one.
-pub(super) fn is_reader() -> bool {
+pub(crate) fn is_reader() -> bool {
     IS_READER.get()
 }
 
@@ -252,6 +252,12 @@ impl Readers {
         let me = thread::current().id();
         let threads = self.group.threads.lock();
         threads.running.iter().any(|t| t.handle.thread().id() == me)
+    }
+
+    /// True if the threads have ended, and joining them takes no time.
+    pub(crate) fn is_finished(&self) -> bool {
+        let threads = self.group.threads.lock();
+        threads.running.iter().all(|t| t.handle.is_finished())
     }
 
     /// Asks the threads to read what is there and end. None can be added after

@@ -216,6 +216,11 @@ impl Interface {
         }
     }
 
+    /// The namespace that [`Interface::in_namespace`] named.
+    pub fn declared_namespace(&self) -> Option<&NetNamespace> {
+        self.namespace.as_ref()
+    }
+
     /// The namespace to enter, if one was named.
     pub(super) fn named_namespace(&self) -> Option<&NetNamespace> {
         self.namespace.as_ref()

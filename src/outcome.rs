@@ -1,0 +1,115 @@
+//! What became of a probe.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ebpf_manager_bpf::{LinkError, Mechanism, ProgramError};
+
+/// What became of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// No selector activates it, or its program is excluded.
+    Disabled,
+    /// Not attached at the moment.
+    Detached,
+    /// Attached, by this kernel interface.
+    Attached(Mechanism),
+    /// Attached, or ready to be attached again, and kept from running.
+    Paused,
+    /// This machine does not have what it needs: a function, a tracepoint, an
+    /// interface, a feature of a later kernel.
+    Unavailable(ProbeError),
+    /// It could not be loaded or attached for another reason.
+    Failed(ProbeError),
+}
+
+impl Outcome {
+    /// The outcome of a failure.
+    pub(crate) fn of_error(error: ProbeError) -> Outcome {
+        if error.is_absence() {
+            Outcome::Unavailable(error)
+        } else {
+            Outcome::Failed(error)
+        }
+    }
+
+    /// Whether it is attached, paused or not.
+    pub fn is_running(&self) -> bool {
+        matches!(self, Outcome::Attached(_) | Outcome::Paused)
+    }
+
+    /// Why it is not there, if something went wrong.
+    pub fn error(&self) -> Option<&ProbeError> {
+        match self {
+            Outcome::Unavailable(error) | Outcome::Failed(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Disabled => f.write_str("disabled"),
+            Outcome::Detached => f.write_str("detached"),
+            Outcome::Attached(mechanism) => write!(f, "attached by {mechanism}"),
+            Outcome::Paused => f.write_str("paused"),
+            Outcome::Unavailable(err) => write!(f, "unavailable: {err}"),
+            Outcome::Failed(err) => write!(f, "failed: {err}"),
+        }
+    }
+}
+
+/// Why a probe is not attached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// Its program could not be loaded.
+    #[error(transparent)]
+    Load(Arc<ProgramError>),
+    /// It could not be attached.
+    #[error(transparent)]
+    Attach(Arc<LinkError>),
+    /// It could not be detached.
+    #[error(transparent)]
+    Detach(Arc<LinkError>),
+    /// It does not say where to attach, and its section name does not either.
+    #[error("section {section} does not say where to attach; give the probe a hook")]
+    NoHook {
+        /// The program's section.
+        section: String,
+    },
+    /// No selector activates it.
+    #[error("it is disabled: no selector names it")]
+    Disabled,
+    /// Its program was not loaded, because nothing asked for it then.
+    #[error("its program was not loaded; keep the specifications to load it later")]
+    NotLoaded,
+    /// There is no such probe.
+    #[error("there is no such probe")]
+    Unknown,
+}
+
+impl ProbeError {
+    /// Whether the machine lacks something, which is no fault of the probe.
+    fn is_absence(&self) -> bool {
+        match self {
+            ProbeError::Attach(err) => matches!(
+                **err,
+                LinkError::NoTarget { .. }
+                    | LinkError::NoInterface { .. }
+                    | LinkError::Symbol { .. }
+                    | LinkError::Unsupported { .. }
+            ),
+            ProbeError::Load(err) => matches!(**err, ProgramError::NoAttachTarget { .. }),
+            _ => false,
+        }
+    }
+}
+
+impl From<LinkError> for ProbeError {
+    fn from(err: LinkError) -> ProbeError {
+        ProbeError::Attach(Arc::new(err))
+    }
+}
