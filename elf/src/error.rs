@@ -1,5 +1,7 @@
 //! Why an object file was refused.
 
+use std::fmt;
+
 use crate::btf::BtfError;
 
 /// An object file that cannot be used, with the place of the fault.
@@ -115,6 +117,17 @@ pub enum ObjectError {
     },
 }
 
+/// An [`ObjectError`] on its way out. It is one pointer, so that the many
+/// results that could be one are handed up in registers.
+pub(crate) type Fault = Box<ObjectError>;
+
+impl From<Fault> for ObjectError {
+    #[cold]
+    fn from(fault: Fault) -> ObjectError {
+        *fault
+    }
+}
+
 pub(crate) fn host_endian() -> &'static str {
     if cfg!(target_endian = "little") {
         "little"
@@ -137,20 +150,51 @@ pub(crate) fn in_section(section: Option<&str>) -> String {
         .unwrap_or_default()
 }
 
-impl ObjectError {
-    pub(crate) fn malformed(what: impl Into<String>) -> ObjectError {
-        ObjectError::Malformed {
-            what: what.into(),
-            section: None,
-        }
-    }
+/// The text of a fault is put together here and nowhere else.
+#[cold]
+#[inline(never)]
+pub(crate) fn malformed(what: fmt::Arguments<'_>) -> Fault {
+    Box::new(ObjectError::Malformed {
+        what: what.to_string(),
+        section: None,
+    })
+}
 
-    pub(crate) fn malformed_in(section: &str, what: impl Into<String>) -> ObjectError {
-        ObjectError::Malformed {
-            what: what.into(),
-            section: Some(section.to_owned()),
-        }
-    }
+#[cold]
+#[inline(never)]
+pub(crate) fn malformed_in(section: &str, what: fmt::Arguments<'_>) -> Fault {
+    Box::new(ObjectError::Malformed {
+        what: what.to_string(),
+        section: Some(section.to_owned()),
+    })
+}
+
+#[cold]
+#[inline(never)]
+pub(crate) fn bad_map(map: &str, what: fmt::Arguments<'_>) -> Fault {
+    Box::new(ObjectError::Map {
+        map: map.to_owned(),
+        what: what.to_string(),
+    })
+}
+
+#[cold]
+#[inline(never)]
+pub(crate) fn bad_symbol(symbol: &str, what: fmt::Arguments<'_>) -> Fault {
+    Box::new(ObjectError::Symbol {
+        symbol: symbol.to_owned(),
+        what: what.to_string(),
+    })
+}
+
+#[cold]
+#[inline(never)]
+pub(crate) fn bad_relocation(section: &str, offset: u64, what: fmt::Arguments<'_>) -> Fault {
+    Box::new(ObjectError::Relocation {
+        section: section.to_owned(),
+        offset,
+        what: what.to_string(),
+    })
 }
 
 /// Name of a machine number that people hand to a BPF loader by mistake.

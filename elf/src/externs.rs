@@ -13,7 +13,7 @@ use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 
 use crate::btf::{Btf, Kind, KindSet, Linkage, NameHit, NameQuery, Type, TypeId, essential_name};
 use crate::core_relo;
-use crate::error::ObjectError;
+use crate::error::{Fault, ObjectError, bad_symbol};
 use crate::object::{Object, SHARING, Target};
 use crate::sort::sort;
 use crate::spec::{ExternSpec, MapSpec, ProgramSpec};
@@ -99,7 +99,7 @@ pub(crate) fn classify(
     btf: &Btf<'_>,
     sections: Declarations,
     externs: &mut Vec<ExternSpec>,
-) -> Result<Option<MapSpec>, ObjectError> {
+) -> Result<Option<MapSpec>, Fault> {
     let mut names: Vec<(String, usize)> = externs
         .iter()
         .enumerate()
@@ -153,22 +153,23 @@ pub(crate) fn classify(
             ))
         });
         let Some((value, size, align)) = place else {
-            return Err(ObjectError::Symbol {
-                symbol: name.to_owned(),
-                what: "a configuration value can be a bool, an integer, an enum \
-                       libbpf_tristate or an array of char"
-                    .to_owned(),
-            });
+            return Err(bad_symbol(
+                name,
+                format_args!(
+                    "a configuration value can be a bool, an integer, an enum \
+                     libbpf_tristate or an array of char"
+                ),
+            ));
         };
         let index = if let Some(index) = index {
             index
         } else {
-            left = left
-                .checked_sub(name.len())
-                .ok_or_else(|| ObjectError::Symbol {
-                    symbol: name.to_owned(),
-                    what: "declared too often, or under too long a name".to_owned(),
-                })?;
+            left = left.checked_sub(name.len()).ok_or_else(|| {
+                bad_symbol(
+                    name,
+                    format_args!("declared too often, or under too long a name"),
+                )
+            })?;
             externs.push(ExternSpec {
                 name: name.to_owned(),
                 weak: true,
@@ -189,9 +190,11 @@ pub(crate) fn classify(
         end = offset
             .checked_add(size)
             .filter(|end| *end <= MAX_CONFIG)
-            .ok_or_else(|| ObjectError::Symbol {
-                symbol: externs[index].name.clone(),
-                what: format!("{size} bytes are too many for a configuration value"),
+            .ok_or_else(|| {
+                bad_symbol(
+                    &externs[index].name,
+                    format_args!("{size} bytes are too many for a configuration value"),
+                )
             })?;
         externs[index].kind = ExternKind::Config {
             offset,
@@ -355,10 +358,11 @@ impl Object {
             }
         }
         if found {
-            return Err(ObjectError::Symbol {
-                symbol: symbol.name.clone(),
-                what: format!("the kernel's {kind} of this name has another type"),
-            });
+            return Err(bad_symbol(
+                &symbol.name,
+                format_args!("the kernel's {kind} of this name has another type"),
+            )
+            .into());
         }
         Ok(None)
     }
@@ -547,13 +551,14 @@ impl KernelConfig<'_> {
             return Ok(());
         };
         match text.get(1..).unwrap_or_default() {
-            [letter @ (b'y' | b'm' | b'n')] => self.set_letter(at, *letter),
-            [b'"', text @ .., b'"'] => self.set_text(at, text),
+            [letter @ (b'y' | b'm' | b'n')] => self.set_letter(at, *letter)?,
+            [b'"', text @ .., b'"'] => self.set_text(at, text)?,
             digits => match parse_number(digits) {
-                Some(number) => self.set_number(at, number),
-                None => Err(self.misfit(at, digits)),
+                Some(number) => self.set_number(at, number)?,
+                None => return Err(self.misfit(at, digits).into()),
             },
         }
+        Ok(())
     }
 
     /// Sets a variable to a number.
@@ -562,7 +567,7 @@ impl KernelConfig<'_> {
     /// [`ObjectError::Symbol`] if the number does not fit the variable.
     pub fn number(&mut self, name: &str, number: u64) -> Result<(), ObjectError> {
         match self.position(name.as_bytes()) {
-            Some(at) => self.set_number(at, number),
+            Some(at) => Ok(self.set_number(at, number)?),
             None => Ok(()),
         }
     }
@@ -575,7 +580,7 @@ impl KernelConfig<'_> {
         (self.bytes, missing.collect())
     }
 
-    fn set_letter(&mut self, at: usize, letter: u8) -> Result<(), ObjectError> {
+    fn set_letter(&mut self, at: usize, letter: u8) -> Result<(), Fault> {
         let number = match (self.values[at].value, letter) {
             (ConfigType::Bool | ConfigType::Tristate, b'y') => 1,
             (ConfigType::Bool | ConfigType::Tristate, b'n') => 0,
@@ -587,7 +592,7 @@ impl KernelConfig<'_> {
         Ok(())
     }
 
-    fn set_text(&mut self, at: usize, text: &[u8]) -> Result<(), ObjectError> {
+    fn set_text(&mut self, at: usize, text: &[u8]) -> Result<(), Fault> {
         let value = &self.values[at];
         if value.value != ConfigType::Text {
             return Err(self.misfit(at, text));
@@ -603,7 +608,7 @@ impl KernelConfig<'_> {
         Ok(())
     }
 
-    fn set_number(&mut self, at: usize, number: u64) -> Result<(), ObjectError> {
+    fn set_number(&mut self, at: usize, number: u64) -> Result<(), Fault> {
         let value = &self.values[at];
         let bits = value.size as u32 * 8;
         let fits = match value.value {
@@ -640,7 +645,7 @@ impl KernelConfig<'_> {
     }
 
     #[cold]
-    fn misfit(&self, at: usize, text: &[u8]) -> ObjectError {
+    fn misfit(&self, at: usize, text: &[u8]) -> Fault {
         let value = &self.values[at];
         let declared = match value.value {
             ConfigType::Bool => "a bool",
@@ -649,14 +654,14 @@ impl KernelConfig<'_> {
             ConfigType::Int { .. } => "an integer",
             ConfigType::Text => "an array of char",
         };
-        ObjectError::Symbol {
-            symbol: value.name.to_owned(),
-            what: format!(
+        bad_symbol(
+            value.name,
+            format_args!(
                 "its value {} does not fit {declared} of {} bytes",
                 String::from_utf8_lossy(text),
                 value.size
             ),
-        }
+        )
     }
 }
 

@@ -11,6 +11,10 @@
 //! kernel knows is left as a list of [`Fixup`]s. Before it is filled in, an
 //! [`edit::ProgramEditor`] may change the program's instructions.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::unnecessary_box_returns,
+    reason = "a fault is handed up as one pointer"
+)]
 
 pub mod btf;
 pub mod check;

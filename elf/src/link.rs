@@ -13,7 +13,7 @@ use ebpf_manager_sys::abi::pod::slice_bytes_mut;
 
 use crate::btf::Btf;
 use crate::btf::ext::{Block, BtfExt, CoreRelo, Table};
-use crate::error::ObjectError;
+use crate::error::{Fault, ObjectError, malformed};
 use crate::object::{INSN_SIZE, Object, Target};
 use crate::sort::sort;
 use crate::spec::ProgramSpec;
@@ -220,11 +220,11 @@ impl<'o> Linker<'o> {
                 *start = 0;
             }
         }
-        result
+        Ok(result?)
     }
 
     /// Lays out a program and all it refers to.
-    fn place_all(&self, program: &ProgramSpec, out: &mut LinkedProgram) -> Result<(), ObjectError> {
+    fn place_all(&self, program: &ProgramSpec, out: &mut LinkedProgram) -> Result<(), Fault> {
         self.place(program.function, out)
             .ok_or_else(|| ObjectError::NoSuchProgram {
                 name: program.name.clone(),
@@ -234,7 +234,8 @@ impl<'o> Linker<'o> {
             if out.insns.len() > MAX_INSNS {
                 return Err(ObjectError::TooLarge {
                     program: program.name.clone(),
-                });
+                }
+                .into());
             }
             self.resolve(program.function, placed, out)?;
             next += 1;
@@ -307,12 +308,7 @@ impl<'o> Linker<'o> {
 
     /// Points a placed function's references at their targets, or at the
     /// numbers set for the program.
-    fn resolve(
-        &self,
-        program: u32,
-        placed: Placed,
-        out: &mut LinkedProgram,
-    ) -> Result<(), ObjectError> {
+    fn resolve(&self, program: u32, placed: Placed, out: &mut LinkedProgram) -> Result<(), Fault> {
         let Some(source) = self.object.functions.get(placed.function as usize) else {
             return Ok(());
         };
@@ -322,7 +318,7 @@ impl<'o> Linker<'o> {
             let at = insn as usize;
             let wide = out.insns.get(at).is_some_and(Insn::is_ld_imm64);
             if wide && reloc.insn + 1 >= source.start + source.len {
-                return Err(ObjectError::malformed(format!(
+                return Err(malformed(format_args!(
                     "function {} ends inside a two-word instruction",
                     source.name
                 )));

@@ -10,7 +10,7 @@ use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 
 use crate::btf::{Btf, Kind, Linkage, Type, TypeId};
 use crate::cursor::words_at;
-use crate::error::ObjectError;
+use crate::error::{Fault, bad_map};
 use crate::sort::sort;
 use crate::spec::{MapSpec, Pinning, Slot};
 
@@ -29,14 +29,17 @@ pub(crate) struct Definition {
 pub(crate) fn btf_maps(
     btf: &Btf<'_>,
     section: TypeId,
-    each: &mut dyn FnMut(Definition) -> Result<(), ObjectError>,
-) -> Result<(), ObjectError> {
+    each: &mut dyn FnMut(Definition) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let section = btf_type(btf, ".maps", section)?;
     for var in section.sec_vars() {
         let var = btf_type(btf, ".maps", var.type_id)?;
         let name = btf.name(var.name_off());
         let Some(target) = var.target().filter(|_| var.kind() == Kind::VAR) else {
-            return Err(fault(name, "its entry in .maps is not a variable"));
+            return Err(bad_map(
+                name,
+                format_args!("its entry in .maps is not a variable"),
+            ));
         };
         let definition = resolve(btf, name, target)?.1;
         let mut definition = read_definition(btf, name, &definition, false)?;
@@ -46,30 +49,23 @@ pub(crate) fn btf_maps(
     Ok(())
 }
 
-fn fault(map: &str, what: impl Into<String>) -> ObjectError {
-    ObjectError::Map {
-        map: map.to_owned(),
-        what: what.into(),
-    }
-}
-
-fn btf_type<'a>(btf: &Btf<'a>, map: &str, id: TypeId) -> Result<Type<'a>, ObjectError> {
+fn btf_type<'a>(btf: &Btf<'a>, map: &str, id: TypeId) -> Result<Type<'a>, Fault> {
     btf.get(id)
-        .ok_or_else(|| fault(map, format!("BTF type {id} does not exist")))
+        .ok_or_else(|| bad_map(map, format_args!("BTF type {id} does not exist")))
 }
 
 /// Skips modifiers and typedefs.
-fn resolve<'a>(btf: &Btf<'a>, map: &str, id: TypeId) -> Result<(TypeId, Type<'a>), ObjectError> {
+fn resolve<'a>(btf: &Btf<'a>, map: &str, id: TypeId) -> Result<(TypeId, Type<'a>), Fault> {
     btf.skip_modifiers_and_typedefs(id)
-        .ok_or_else(|| fault(map, format!("BTF type {id} leads nowhere")))
+        .ok_or_else(|| bad_map(map, format_args!("BTF type {id} leads nowhere")))
 }
 
 /// The number that a member encodes: `int (*name)[N]`, or an enumerator.
-fn number(btf: &Btf<'_>, map: &str, member: &str, id: TypeId) -> Result<u64, ObjectError> {
+fn number(btf: &Btf<'_>, map: &str, member: &str, id: TypeId) -> Result<u64, Fault> {
     let wrong = || {
-        fault(
+        bad_map(
             map,
-            format!("member {member} is not of the form __uint or __ulong"),
+            format_args!("member {member} is not of the form __uint or __ulong"),
         )
     };
     let (_, ty) = resolve(btf, map, id)?;
@@ -85,22 +81,17 @@ fn number(btf: &Btf<'_>, map: &str, member: &str, id: TypeId) -> Result<u64, Obj
 }
 
 /// The id and size of the type that a pointer member points to.
-fn pointee(
-    btf: &Btf<'_>,
-    map: &str,
-    member: &str,
-    id: TypeId,
-) -> Result<(TypeId, u32), ObjectError> {
+fn pointee(btf: &Btf<'_>, map: &str, member: &str, id: TypeId) -> Result<(TypeId, u32), Fault> {
     let (_, ty) = resolve(btf, map, id)?;
     let Some(target) = ty.target().filter(|_| ty.kind() == Kind::PTR) else {
-        return Err(fault(
+        return Err(bad_map(
             map,
-            format!("member {member} is not a pointer to a type"),
+            format_args!("member {member} is not a pointer to a type"),
         ));
     };
     btf.size_of(target)
         .map(|size| (target, size))
-        .ok_or_else(|| fault(map, format!("the type of {member} has no size")))
+        .ok_or_else(|| bad_map(map, format_args!("the type of {member} has no size")))
 }
 
 fn read_definition(
@@ -108,12 +99,18 @@ fn read_definition(
     name: &str,
     definition: &Type<'_>,
     inner: bool,
-) -> Result<Definition, ObjectError> {
+) -> Result<Definition, Fault> {
     if definition.kind() != Kind::STRUCT {
-        return Err(fault(name, "its definition is not a struct"));
+        return Err(bad_map(
+            name,
+            format_args!("its definition is not a struct"),
+        ));
     }
     if definition.vlen() > MAX_MEMBERS {
-        return Err(fault(name, "its definition has too many members"));
+        return Err(bad_map(
+            name,
+            format_args!("its definition has too many members"),
+        ));
     }
     let mut spec = MapSpec {
         name: name.to_owned(),
@@ -121,7 +118,8 @@ fn read_definition(
     };
     let mut values = None;
     let small = |member: &str, value: u64| {
-        u32::try_from(value).map_err(|_| fault(name, format!("{member} is larger than 32 bits")))
+        u32::try_from(value)
+            .map_err(|_| bad_map(name, format_args!("{member} is larger than 32 bits")))
     };
     for member in definition.members() {
         let label = btf.name(member.name_off);
@@ -163,20 +161,20 @@ fn read_definition(
                     other => Pinning::Custom(other),
                 };
                 if inner && spec.pinning != Pinning::None {
-                    return Err(fault(
+                    return Err(bad_map(
                         name,
-                        "an inner map cannot be pinned by its definition",
+                        format_args!("an inner map cannot be pinned by its definition"),
                     ));
                 }
             }
             "values" => {
                 if inner {
-                    return Err(fault(name, "maps can be nested only once"));
+                    return Err(bad_map(name, format_args!("maps can be nested only once")));
                 }
                 values = Some(member.bit_offset / 8);
                 read_values(btf, &mut spec, id)?;
             }
-            other => return Err(fault(name, format!("unknown member {other}"))),
+            other => return Err(bad_map(name, format_args!("unknown member {other}"))),
         }
     }
     Ok(Definition { spec, values })
@@ -184,11 +182,11 @@ fn read_definition(
 
 /// `value_size` and `value` (and the same for keys) may both be given if they
 /// agree.
-fn set_size(map: &str, member: &str, size: &mut u32, new: u32) -> Result<(), ObjectError> {
+fn set_size(map: &str, member: &str, size: &mut u32, new: u32) -> Result<(), Fault> {
     if *size != 0 && *size != new {
-        return Err(fault(
+        return Err(bad_map(
             map,
-            format!("{member} gives {new} bytes, another member {size}"),
+            format_args!("{member} gives {new} bytes, another member {size}"),
         ));
     }
     *size = new;
@@ -197,9 +195,14 @@ fn set_size(map: &str, member: &str, size: &mut u32, new: u32) -> Result<(), Obj
 
 /// `__array(values, struct inner)` or `__array(values, int (void *))`: an
 /// array of pointers to an inner definition or to functions.
-fn read_values(btf: &Btf<'_>, spec: &mut MapSpec, id: TypeId) -> Result<(), ObjectError> {
+fn read_values(btf: &Btf<'_>, spec: &mut MapSpec, id: TypeId) -> Result<(), Fault> {
     let name = spec.name.clone();
-    let wrong = || fault(&name, "member values is not an array of pointers");
+    let wrong = || {
+        bad_map(
+            &name,
+            format_args!("member values is not an array of pointers"),
+        )
+    };
     let array = resolve(btf, &name, id)?.1.array().ok_or_else(wrong)?;
     let (_, pointer) = resolve(btf, &name, array.element)?;
     let target = pointer
@@ -214,9 +217,9 @@ fn read_values(btf: &Btf<'_>, spec: &mut MapSpec, id: TypeId) -> Result<(), Obje
         }
         Kind::FUNC_PROTO => {}
         other => {
-            return Err(fault(
+            return Err(bad_map(
                 &name,
-                format!("values point to {}, not to maps or functions", other.name()),
+                format_args!("values point to {}, not to maps or functions", other.name()),
             ));
         }
     }
@@ -248,11 +251,11 @@ enum Tie {
 
 /// Reads one definition. What its size is decides which loader it was written
 /// for; a byte without a meaning there must be zero.
-pub(crate) fn legacy_map(name: &str, bytes: &[u8]) -> Result<Legacy, ObjectError> {
+pub(crate) fn legacy_map(name: &str, bytes: &[u8]) -> Result<Legacy, Fault> {
     let Some([map_type, key_size, value_size, max_entries, flags]) = words_at(bytes, 0) else {
-        return Err(fault(
+        return Err(bad_map(
             name,
-            format!(
+            format_args!(
                 "its definition has {} bytes, the shortest there is has 20",
                 bytes.len()
             ),
@@ -316,9 +319,9 @@ pub(crate) fn legacy_map(name: &str, bytes: &[u8]) -> Result<Legacy, ObjectError
             && u32::try_from(at / 4).map_or(0, |nth| meant.checked_shr(nth).unwrap_or(0)) & 1 == 0
     };
     match bytes.iter().enumerate().position(stray) {
-        Some(at) => Err(fault(
+        Some(at) => Err(bad_map(
             name,
-            format!(
+            format_args!(
                 "byte {at} of its definition of {} bytes is not zero, and no loader is known to \
                  give it a meaning",
                 bytes.len()
@@ -347,7 +350,7 @@ fn custom_pinning(value: u32) -> Pinning {
 const MAX_SLOTS: u32 = 1 << 12;
 
 /// Gives maps of maps among the definitions of an object their inner maps.
-pub(crate) fn join_legacy(definitions: Vec<Legacy>) -> Result<Vec<MapSpec>, ObjectError> {
+pub(crate) fn join_legacy(definitions: Vec<Legacy>) -> Result<Vec<MapSpec>, Fault> {
     // Ids of possible inner maps, with their slots and positions.
     let mut ids: Vec<(u32, u32, usize)> = definitions
         .iter()
@@ -371,9 +374,9 @@ pub(crate) fn join_legacy(definitions: Vec<Legacy>) -> Result<Vec<MapSpec>, Obje
                 Some(found) if !is_of_maps(&found.spec) => found,
                 _ if index == 0 => continue,
                 _ => {
-                    return Err(fault(
+                    return Err(bad_map(
                         &outer.spec.name,
-                        format!("definition {index}, its inner map, is none"),
+                        format_args!("definition {index}, its inner map, is none"),
                     ));
                 }
             },
@@ -383,15 +386,15 @@ pub(crate) fn join_legacy(definitions: Vec<Legacy>) -> Result<Vec<MapSpec>, Obje
                 let same = same.get(..same.partition_point(|(id, ..)| *id == inner_id));
                 let same = same.unwrap_or_default();
                 let Some(found) = same.first().and_then(|(.., nth)| definitions.get(*nth)) else {
-                    return Err(fault(
+                    return Err(bad_map(
                         &outer.spec.name,
-                        format!("no map has the id {inner_id} of its inner map"),
+                        format_args!("no map has the id {inner_id} of its inner map"),
                     ));
                 };
                 for (_, slot, nth) in same.iter().filter(|(_, slot, _)| *slot != u32::MAX) {
-                    slots_left = slots_left
-                        .checked_sub(1)
-                        .ok_or_else(|| fault(&outer.spec.name, "too many inner maps"))?;
+                    slots_left = slots_left.checked_sub(1).ok_or_else(|| {
+                        bad_map(&outer.spec.name, format_args!("too many inner maps"))
+                    })?;
                     if let Some(map) = definitions.get(*nth) {
                         slots.push((*slot, Slot::Map(map.spec.name.clone())));
                     }
@@ -420,7 +423,7 @@ pub(crate) fn join_legacy(definitions: Vec<Legacy>) -> Result<Vec<MapSpec>, Obje
 mod tests {
     use super::*;
 
-    fn read(name: &str, words: &[u32]) -> Result<Legacy, ObjectError> {
+    fn read(name: &str, words: &[u32]) -> Result<Legacy, Fault> {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
         legacy_map(name, &bytes)
     }

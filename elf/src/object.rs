@@ -7,6 +7,7 @@
 mod struct_ops;
 
 use std::cell::Cell;
+use std::fmt;
 use std::ops::Range;
 
 use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
@@ -17,7 +18,9 @@ use object::{NativeEndian, elf};
 
 use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery, TypeId};
 use crate::cursor::slice_at;
-use crate::error::{ObjectError, machine_name};
+use crate::error::{
+    Fault, ObjectError, bad_map, bad_relocation, machine_name, malformed, malformed_in,
+};
 use crate::externs::{self, Constant, Declarations, ExternKind};
 use crate::image::Bytes;
 use crate::maps;
@@ -183,7 +186,7 @@ impl Object {
 
     /// Parses an object from bytes that are shared already.
     pub fn from_bytes(bytes: &Bytes) -> Result<Object, ObjectError> {
-        Parser::new(bytes.as_slice(), bytes)?.run()
+        Ok(Parser::new(bytes.as_slice(), bytes)?.run()?)
     }
 
     /// Programs, in the order of their sections and addresses.
@@ -344,36 +347,40 @@ struct PlacedMap {
 
 const E: NativeEndian = NativeEndian;
 
-fn bad(err: object::read::Error) -> ObjectError {
-    ObjectError::malformed(err.to_string())
+fn bad(err: object::read::Error) -> Fault {
+    malformed(format_args!("{err}"))
 }
 
 impl<'d> Parser<'d> {
-    fn new(data: &'d [u8], bytes: &'d Bytes) -> Result<Parser<'d>, ObjectError> {
+    fn new(data: &'d [u8], bytes: &'d Bytes) -> Result<Parser<'d>, Fault> {
         let ident = data.get(..data.len().min(4)).unwrap_or_default();
         if data.is_empty() {
-            return Err(ObjectError::Empty);
+            return Err(ObjectError::Empty.into());
         }
         if ident != elf::ELFMAG {
             return Err(ObjectError::NotElf {
                 found: ident.to_vec(),
-            });
+            }
+            .into());
         }
         if data.get(4) == Some(&elf::ELFCLASS32) {
-            return Err(ObjectError::Not64Bit);
+            return Err(ObjectError::Not64Bit.into());
         }
         match (data.get(5), cfg!(target_endian = "little")) {
-            (Some(&elf::ELFDATA2MSB), true) => return Err(ObjectError::ByteOrder { found: "big" }),
+            (Some(&elf::ELFDATA2MSB), true) => {
+                return Err(ObjectError::ByteOrder { found: "big" }.into());
+            }
             (Some(&elf::ELFDATA2LSB), false) => {
-                return Err(ObjectError::ByteOrder { found: "little" });
+                return Err(ObjectError::ByteOrder { found: "little" }.into());
             }
             _ => {}
         }
         let have = data.len();
         if have < size_of::<Header>() {
             let need = size_of::<Header>();
-            let what = format!("the file has {have} bytes, an ELF header {need}");
-            return Err(ObjectError::malformed(what));
+            return Err(malformed(format_args!(
+                "the file has {have} bytes, an ELF header {need}"
+            )));
         }
         let header = Header::parse(data).map_err(bad)?;
         let machine = header.e_machine(E);
@@ -382,19 +389,22 @@ impl<'d> Parser<'d> {
             return Err(ObjectError::NotBpf {
                 machine: machine_name(machine),
                 number: machine,
-            });
+            }
+            .into());
         }
         if header.e_type(E) != elf::ET_REL {
             return Err(ObjectError::NotRelocatable {
                 found: header.e_type(E),
-            });
+            }
+            .into());
         }
         // They come last in a file, so this is where one that was cut off shows.
         let headers = u64::from(header.e_shnum(E)) * u64::from(header.e_shentsize(E));
         let end = header.e_shoff(E).saturating_add(headers);
         if end > have as u64 {
-            let what = format!("the file has {have} bytes, its section headers end at {end}");
-            return Err(ObjectError::malformed(what));
+            return Err(malformed(format_args!(
+                "the file has {have} bytes, its section headers end at {end}"
+            )));
         }
         let sections = header.sections(E, data).map_err(bad)?;
         let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).map_err(bad)?;
@@ -435,7 +445,7 @@ impl<'d> Parser<'d> {
         })
     }
 
-    fn run(mut self) -> Result<Object, ObjectError> {
+    fn run(mut self) -> Result<Object, Fault> {
         self.read_sections()?;
         self.read_symbols()?;
         let declarations = self.read_btf()?;
@@ -449,7 +459,7 @@ impl<'d> Parser<'d> {
         self.find_programs()?;
         self.autoload_operations();
         if self.object.programs.is_empty() && self.object.maps.is_empty() {
-            return Err(ObjectError::NothingInside);
+            return Err(ObjectError::NothingInside.into());
         }
         Ok(self.object)
     }
@@ -459,25 +469,26 @@ impl<'d> Parser<'d> {
     ///
     /// # Errors
     /// If too many places share the same bytes, see [`SHARING`].
-    fn charge(&self, bytes: usize) -> Result<(), ObjectError> {
+    fn charge(&self, bytes: usize) -> Result<(), Fault> {
         match self.left.get().checked_sub(bytes) {
             Some(left) => {
                 self.left.set(left);
                 Ok(())
             }
-            None => Err(ObjectError::malformed(
-                "its sections and symbols repeat more than the file could hold",
-            )),
+            None => Err(malformed(format_args!(
+                "its sections and symbols repeat more than the file could hold"
+            ))),
         }
     }
 
     fn section_name(
         &self,
         header: &'d elf::SectionHeader64<NativeEndian>,
-    ) -> Result<&'d str, ObjectError> {
+    ) -> Result<&'d str, Fault> {
         let name = self.sections.section_name(E, header).map_err(bad)?;
         self.charge(name.len())?;
-        std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a section name is not UTF-8"))
+        std::str::from_utf8(name)
+            .map_err(|_| malformed(format_args!("a section name is not UTF-8")))
     }
 
     /// The file range of a section that has bytes.
@@ -485,9 +496,13 @@ impl<'d> Parser<'d> {
         &self,
         name: &str,
         header: &elf::SectionHeader64<NativeEndian>,
-    ) -> Result<Range<usize>, ObjectError> {
-        let outside =
-            || ObjectError::malformed_in(name, "the section reaches past the end of the file");
+    ) -> Result<Range<usize>, Fault> {
+        let outside = || {
+            malformed_in(
+                name,
+                format_args!("the section reaches past the end of the file"),
+            )
+        };
         let (offset, size) = header.file_range(E).unwrap_or((0, 0));
         let start = usize::try_from(offset).map_err(|_| outside())?;
         let end = usize::try_from(size)
@@ -501,13 +516,16 @@ impl<'d> Parser<'d> {
         Ok(start..end)
     }
 
-    fn shared(&self, name: &str, range: Range<usize>) -> Result<Bytes, ObjectError> {
+    fn shared(&self, name: &str, range: Range<usize>) -> Result<Bytes, Fault> {
         self.bytes.slice(range).ok_or_else(|| {
-            ObjectError::malformed_in(name, "the section reaches past the end of the file")
+            malformed_in(
+                name,
+                format_args!("the section reaches past the end of the file"),
+            )
         })
     }
 
-    fn read_sections(&mut self) -> Result<(), ObjectError> {
+    fn read_sections(&mut self) -> Result<(), Fault> {
         for (index, header) in self.sections.enumerate() {
             let name = self.section_name(header)?;
             let index = index.0;
@@ -518,9 +536,9 @@ impl<'d> Parser<'d> {
                         continue;
                     }
                     if range.len() % INSN_SIZE != 0 || u32::try_from(range.len()).is_err() {
-                        return Err(ObjectError::malformed_in(
+                        return Err(malformed_in(
                             name,
-                            format!(
+                            format_args!(
                                 "{} bytes are not a whole number of instructions",
                                 range.len()
                             ),
@@ -558,7 +576,10 @@ impl<'d> Parser<'d> {
                     let range = self.range(name, header)?;
                     let word = self.data.get(range).and_then(|b| b.first_chunk::<4>());
                     let word = word.ok_or_else(|| {
-                        ObjectError::malformed_in(name, "shorter than the four bytes of a version")
+                        malformed_in(
+                            name,
+                            format_args!("shorter than the four bytes of a version"),
+                        )
                     })?;
                     self.object.kernel_version = Some(u32::from_ne_bytes(*word));
                 }
@@ -582,14 +603,14 @@ impl<'d> Parser<'d> {
         index: usize,
         name: &str,
         header: &elf::SectionHeader64<NativeEndian>,
-    ) -> Result<(), ObjectError> {
+    ) -> Result<(), Fault> {
         let size = header.sh_size(E);
         if size == 0 {
             return Ok(());
         }
-        let size = i32::try_from(size).map_err(|_| {
-            ObjectError::malformed_in(name, format!("{size} bytes of data are too many"))
-        })? as u32;
+        let size = i32::try_from(size)
+            .map_err(|_| malformed_in(name, format_args!("{size} bytes of data are too many")))?
+            as u32;
         let contents = if header.sh_type(E) == elf::SHT_NOBITS {
             Contents::None
         } else {
@@ -620,23 +641,23 @@ impl<'d> Parser<'d> {
         Ok(())
     }
 
-    fn symbol_name(&self, symbol: &'d elf::Sym64<NativeEndian>) -> Result<&'d str, ObjectError> {
+    fn symbol_name(&self, symbol: &'d elf::Sym64<NativeEndian>) -> Result<&'d str, Fault> {
         let name = self.symbols.symbol_name(E, symbol).map_err(bad)?;
         self.charge(name.len())?;
-        std::str::from_utf8(name).map_err(|_| ObjectError::malformed("a symbol name is not UTF-8"))
+        std::str::from_utf8(name).map_err(|_| malformed(format_args!("a symbol name is not UTF-8")))
     }
 
     fn symbol_section(
         &self,
         symbol: &elf::Sym64<NativeEndian>,
         index: SymbolIndex,
-    ) -> Result<Option<usize>, ObjectError> {
+    ) -> Result<Option<usize>, Fault> {
         let section = self.symbols.symbol_section(E, symbol, index).map_err(bad)?;
         Ok(section.map(|s| s.0))
     }
 
     /// Functions of the code sections, variables of the data sections.
-    fn read_symbols(&mut self) -> Result<(), ObjectError> {
+    fn read_symbols(&mut self) -> Result<(), Fault> {
         for (index, symbol) in self.symbols.enumerate() {
             let kind = match symbol.st_type() {
                 // Clang before 9 gave its symbols no type. Labels inside
@@ -684,15 +705,17 @@ impl<'d> Parser<'d> {
         &mut self,
         symbol: &'d elf::Sym64<NativeEndian>,
         code: u32,
-    ) -> Result<(), ObjectError> {
+    ) -> Result<(), Fault> {
         let name = self.symbol_name(symbol)?;
         let section = &self.object.codes[code as usize];
         let total = section.file_range.len() as u64;
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
         if start >= total || size > total - start || start % 8 != 0 || size % 8 != 0 {
-            return Err(ObjectError::malformed_in(
+            return Err(malformed_in(
                 &section.name,
-                format!("function {name} at {start:#x} with {size} bytes does not fit its section"),
+                format_args!(
+                    "function {name} at {start:#x} with {size} bytes does not fit its section"
+                ),
             ));
         }
         self.object.functions.push(Function {
@@ -711,12 +734,12 @@ impl<'d> Parser<'d> {
         &mut self,
         symbol: &'d elf::Sym64<NativeEndian>,
         data: u32,
-    ) -> Result<(), ObjectError> {
+    ) -> Result<(), Fault> {
         let name = self.symbol_name(symbol)?;
         let section = &self.object.data_sections[data as usize];
         let (start, size) = (symbol.st_value(E), symbol.st_size(E));
         if start > u64::from(section.size) || size > u64::from(section.size) - start {
-            return Err(ObjectError::malformed(format!(
+            return Err(malformed(format_args!(
                 "variable {name} at {start:#x} with {size} bytes does not fit its section"
             )));
         }
@@ -739,7 +762,7 @@ impl<'d> Parser<'d> {
     /// Sorts functions by place and gives those without a size the room up to
     /// the next one. Several may be one and the same, but none may reach into
     /// another: linking copies each, so the copies would outgrow the file.
-    fn close_functions(&mut self) -> Result<(), ObjectError> {
+    fn close_functions(&mut self) -> Result<(), Fault> {
         let functions = &mut self.object.functions;
         // Among names for one place a global one is first, for calls to find.
         let key = |f: &Function| (f.code, f.start, !f.global);
@@ -760,8 +783,10 @@ impl<'d> Parser<'d> {
                 function.len = room;
             }
             if function.len > room {
-                let what = format!("function {} reaches into the next one", function.name);
-                return Err(ObjectError::malformed_in(&section.name, what));
+                return Err(malformed_in(
+                    &section.name,
+                    format_args!("function {} reaches into the next one", function.name),
+                ));
             }
         }
         Ok(())
@@ -769,14 +794,14 @@ impl<'d> Parser<'d> {
 
     /// Checks the object's BTF and reads from it the types of data sections,
     /// the definitions of maps, and where undefined symbols are declared.
-    fn read_btf(&mut self) -> Result<Declarations, ObjectError> {
+    fn read_btf(&mut self) -> Result<Declarations, Fault> {
         let mut declarations = Declarations::default();
         let Some(btf_bytes) = self.object.btf.clone() else {
             let ops = self.struct_ops.first().map(|s| s.name);
             return match ops.or(self.btf_maps.map(|_| ".maps")) {
-                Some(section) => Err(ObjectError::malformed_in(
+                Some(section) => Err(malformed_in(
                     section,
-                    "the section needs BTF, which the object lacks; compile with -g",
+                    format_args!("the section needs BTF, which the object lacks; compile with -g"),
                 )),
                 None => Ok(declarations),
             };
@@ -825,7 +850,7 @@ impl<'d> Parser<'d> {
 
     /// Says what every undefined symbol is, and adds the map for the values
     /// of the kernel's configuration.
-    fn classify_externs(&mut self, declarations: Declarations) -> Result<(), ObjectError> {
+    fn classify_externs(&mut self, declarations: Declarations) -> Result<(), Fault> {
         let bytes = self.object.btf.clone();
         let index = self.object.btf_index.take();
         if let (Some(bytes), Some(index)) = (&bytes, &index)
@@ -841,7 +866,7 @@ impl<'d> Parser<'d> {
 
     /// Reads the definitions of `.maps` and finds the symbol of each; a symbol
     /// is one map's.
-    fn place_maps(&mut self, btf: &Btf<'_>, section: TypeId) -> Result<(), ObjectError> {
+    fn place_maps(&mut self, btf: &Btf<'_>, section: TypeId) -> Result<(), Fault> {
         let symbols = self.map_symbols.iter();
         let mut symbols: Vec<_> = symbols
             .filter(|s| Some(s.section) == self.btf_maps)
@@ -864,10 +889,10 @@ impl<'d> Parser<'d> {
             let at = symbols.partition_point(|(name, _)| *name < spec.name.as_str());
             let place = symbols.get_mut(at).filter(|(name, _)| *name == spec.name);
             let Some((section, offset)) = place.and_then(|(_, place)| place.take()) else {
-                return Err(ObjectError::Map {
-                    map: spec.name,
-                    what: "defined in BTF, but it has no symbol in section .maps".to_owned(),
-                });
+                return Err(bad_map(
+                    &spec.name,
+                    format_args!("defined in BTF, but it has no symbol in section .maps"),
+                ));
             };
             self.placed_maps.push(PlacedMap {
                 section,
@@ -883,7 +908,7 @@ impl<'d> Parser<'d> {
     }
 
     /// Maps defined by words, one for each symbol of `maps` and `maps/…`.
-    fn read_legacy_maps(&mut self) -> Result<(), ObjectError> {
+    fn read_legacy_maps(&mut self) -> Result<(), Fault> {
         let mut symbols = std::mem::take(&mut self.map_symbols);
         symbols.retain(|s| self.legacy_maps.binary_search(&s.section).is_ok());
         sort(&mut symbols, |a, b| {
@@ -902,9 +927,9 @@ impl<'d> Parser<'d> {
             let own = symbols.get(first..).unwrap_or_default();
             let mut own = own.iter().take_while(|s| s.section == section).peekable();
             if own.peek().is_none() {
-                return Err(ObjectError::malformed_in(
+                return Err(malformed_in(
                     section_name,
-                    "no symbol names the maps in it",
+                    format_args!("no symbol names the maps in it"),
                 ));
             }
             while let Some(symbol) = own.next() {
@@ -918,9 +943,9 @@ impl<'d> Parser<'d> {
                     .filter(|_| size <= room)
                     .and_then(|(at, size)| slice_at(bytes, at, size));
                 let Some(definition) = definition else {
-                    return Err(ObjectError::malformed_in(
+                    return Err(malformed_in(
                         section_name,
-                        format!("map {} does not fit its section", symbol.name),
+                        format_args!("map {} does not fit its section", symbol.name),
                     ));
                 };
                 definitions.push(maps::legacy_map(symbol.name, definition)?);
@@ -947,7 +972,7 @@ impl<'d> Parser<'d> {
     }
 
     /// Resolves the relocations of all code sections.
-    fn read_relocations(&mut self) -> Result<(), ObjectError> {
+    fn read_relocations(&mut self) -> Result<(), Fault> {
         for header in self.sections.iter() {
             if header.sh_type(E) != elf::SHT_REL {
                 continue;
@@ -970,24 +995,17 @@ impl<'d> Parser<'d> {
         Ok(())
     }
 
-    fn code_reloc(
-        &mut self,
-        code: u32,
-        rel: &elf::Rel64<NativeEndian>,
-    ) -> Result<Reloc, ObjectError> {
+    fn code_reloc(&mut self, code: u32, rel: &elf::Rel64<NativeEndian>) -> Result<Reloc, Fault> {
         let offset = rel.r_offset(E);
         let section = &self.object.codes[code as usize];
-        let fault = |what: String| ObjectError::Relocation {
-            section: section.name.clone(),
-            offset,
-            what,
-        };
+        let name = section.name.as_str();
+        let fault = |what: fmt::Arguments<'_>| bad_relocation(name, offset, what);
         let bytes = self.object.code_bytes(section);
         if !offset.is_multiple_of(8) {
-            return Err(fault("does not point at an instruction".to_owned()));
+            return Err(fault(format_args!("does not point at an instruction")));
         }
         let Some(insn) = insn_at(bytes, offset / 8) else {
-            return Err(fault("points past the end of the section".to_owned()));
+            return Err(fault(format_args!("points past the end of the section")));
         };
         let index = SymbolIndex(rel.r_sym(E) as usize);
         let symbol = self.symbols.symbol(index).map_err(bad)?;
@@ -1003,12 +1021,12 @@ impl<'d> Parser<'d> {
         let Some(target_section) = self.symbol_section(symbol, index)? else {
             let name = self.symbol_name(symbol)?;
             if name.is_empty() {
-                return Err(fault(
-                    "refers to a symbol without a name or a section".to_owned(),
-                ));
+                return Err(fault(format_args!(
+                    "refers to a symbol without a name or a section"
+                )));
             }
             if !insn.is_ld_imm64() && insn.code != insn::CALL {
-                return Err(fault(format!(
+                return Err(fault(format_args!(
                     "refers to {name} from opcode {:#04x}",
                     insn.code
                 )));
@@ -1033,7 +1051,7 @@ impl<'d> Parser<'d> {
             } else if insn.is_ld_imm64() {
                 byte(insn.imm).filter(|b| b % 8 == 0).map(|b| b / 8)
             } else {
-                return Err(fault(format!(
+                return Err(fault(format_args!(
                     "refers to code from opcode {:#04x}",
                     insn.code
                 )));
@@ -1041,7 +1059,7 @@ impl<'d> Parser<'d> {
             let function = target_insn.and_then(|i| self.object.function_at(target_code, i));
             let Some(function) = function else {
                 let name = &self.object.codes[target_code as usize].name;
-                return Err(fault(format!(
+                return Err(fault(format_args!(
                     "refers to a place in {name} where no function starts"
                 )));
             };
@@ -1052,7 +1070,7 @@ impl<'d> Parser<'d> {
             });
         }
         if !insn.is_ld_imm64() {
-            return Err(fault(format!(
+            return Err(fault(format_args!(
                 "refers to data from opcode {:#04x}",
                 insn.code
             )));
@@ -1061,7 +1079,9 @@ impl<'d> Parser<'d> {
             let data = &self.object.data_sections[data as usize];
             let offset = byte(insn.imm).filter(|o| *o < u64::from(data.size));
             let Some(offset) = offset else {
-                return Err(fault("refers past the end of its data section".to_owned()));
+                return Err(fault(format_args!(
+                    "refers past the end of its data section"
+                )));
             };
             return reloc(Target::MapValue {
                 map: data.map,
@@ -1076,12 +1096,12 @@ impl<'d> Parser<'d> {
         if self.holds_maps(target_section) {
             return match byte(insn.imm).and_then(|o| self.map_at(target_section, o)) {
                 Some(map) => reloc(Target::Map(map)),
-                None => Err(fault(format!(
+                None => Err(fault(format_args!(
                     "refers to a place in {name} where no map starts"
                 ))),
             };
         }
-        Err(fault(format!(
+        Err(fault(format_args!(
             "refers to section {name}, which holds neither code, data nor maps"
         )))
     }
@@ -1104,7 +1124,7 @@ impl<'d> Parser<'d> {
 
     /// Calls within a section carry no relocation: the assembler has resolved
     /// them. They are recorded like the others, because linking moves code.
-    fn add_local_calls(&mut self) -> Result<(), ObjectError> {
+    fn add_local_calls(&mut self) -> Result<(), Fault> {
         let mut found = Vec::new();
         for (code, section) in self.object.codes.iter().enumerate() {
             let code = code as u32;
@@ -1138,11 +1158,11 @@ impl<'d> Parser<'d> {
                 }
                 let target = u64::from(at).checked_add_signed(i64::from(insn.imm) + 1);
                 let Some(function) = target.and_then(|t| self.object.function_at(code, t)) else {
-                    return Err(ObjectError::Relocation {
-                        section: section.name.clone(),
-                        offset: u64::from(at) * 8,
-                        what: "calls a place where no function starts".to_owned(),
-                    });
+                    return Err(bad_relocation(
+                        &section.name,
+                        u64::from(at) * 8,
+                        format_args!("calls a place where no function starts"),
+                    ));
                 };
                 found.push(Reloc {
                     code,
@@ -1170,7 +1190,7 @@ impl<'d> Parser<'d> {
 
     /// Static initialisers of `.maps`, inner maps and tail-call targets, and
     /// of kernel structures: programs.
-    fn fill_slots(&mut self) -> Result<(), ObjectError> {
+    fn fill_slots(&mut self) -> Result<(), Fault> {
         if self.btf_maps.is_none() && self.struct_ops.is_empty() {
             return Ok(());
         }
@@ -1210,10 +1230,7 @@ impl<'d> Parser<'d> {
     }
 
     /// Section and value of the symbol that a relocation names.
-    fn relocated(
-        &self,
-        rel: &elf::Rel64<NativeEndian>,
-    ) -> Result<(Option<usize>, u64), ObjectError> {
+    fn relocated(&self, rel: &elf::Rel64<NativeEndian>) -> Result<(Option<usize>, u64), Fault> {
         let index = SymbolIndex(rel.r_sym(E) as usize);
         let symbol = self.symbols.symbol(index).map_err(bad)?;
         Ok((self.symbol_section(symbol, index)?, symbol.st_value(E)))
@@ -1223,25 +1240,25 @@ impl<'d> Parser<'d> {
         &mut self,
         maps_section: usize,
         rel: &elf::Rel64<NativeEndian>,
-    ) -> Result<(), ObjectError> {
+    ) -> Result<(), Fault> {
         let offset = rel.r_offset(E);
-        let fault = |what: &str| ObjectError::Relocation {
-            section: ".maps".to_owned(),
-            offset,
-            what: what.to_owned(),
-        };
+        let fault = |what: fmt::Arguments<'_>| bad_relocation(".maps", offset, what);
         let next = self
             .placed_maps
             .partition_point(|m| (m.section, m.offset) <= (maps_section, offset));
         let place = next.checked_sub(1).and_then(|i| self.placed_maps.get(i));
         let Some(place) = place.filter(|m| m.section == maps_section) else {
-            return Err(fault("initialises something before the first map"));
+            return Err(fault(format_args!(
+                "initialises something before the first map"
+            )));
         };
         let slot = place
             .values
             .and_then(|values| (offset - place.offset).checked_sub(values.into()));
         let Some(slot) = slot.filter(|s| s % 8 == 0) else {
-            return Err(fault("initialises something other than a map's values"));
+            return Err(fault(format_args!(
+                "initialises something other than a map's values"
+            )));
         };
         let map = place.map;
         let (section, value) = self.relocated(rel)?;
@@ -1251,18 +1268,18 @@ impl<'d> Parser<'d> {
             let inner = self
                 .map_at(section, value)
                 .and_then(|i| self.object.maps.get(i as usize))
-                .ok_or_else(|| fault("names a map that does not exist"))?;
+                .ok_or_else(|| fault(format_args!("names a map that does not exist")))?;
             self.charge(inner.name.len())?;
             Slot::Map(inner.name.clone())
         } else if let Some(code) = section.and_then(|s| lookup(&self.code_of, s)) {
             let function = self.object.function_at(code, value / 8);
             let function = function
                 .and_then(|f| self.object.functions.get(f as usize))
-                .ok_or_else(|| fault("names a function that does not exist"))?;
+                .ok_or_else(|| fault(format_args!("names a function that does not exist")))?;
             self.charge(function.name.len())?;
             Slot::Program(function.name.clone())
         } else {
-            return Err(fault("names neither a map nor a program"));
+            return Err(fault(format_args!("names neither a map nor a program")));
         };
         if let Some(map) = self.object.maps.get_mut(map as usize) {
             map.slots.push(((slot / 8) as u32, target));
@@ -1273,7 +1290,7 @@ impl<'d> Parser<'d> {
     /// Programs are the functions outside `.text` that the object does not
     /// use as subprograms: global ones always, static ones if nothing refers
     /// to them from code.
-    fn find_programs(&mut self) -> Result<(), ObjectError> {
+    fn find_programs(&mut self) -> Result<(), Fault> {
         let mut called = vec![false; self.object.functions.len()];
         for reloc in &self.object.relocs {
             if let Target::Call(f) | Target::Address(f) = reloc.target

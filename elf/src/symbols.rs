@@ -8,7 +8,7 @@ use object::read::SymbolIndex;
 use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable, VersionTable};
 use object::{Endianness, elf};
 
-use crate::error::ObjectError;
+use crate::error::{Fault, ObjectError, malformed};
 use crate::sort::sort;
 
 /// A function of a user binary.
@@ -77,9 +77,9 @@ pub fn for_each_function(
     match bytes {
         [] => Err(ObjectError::Empty),
         [0x7f, b'E', b'L', b'F', elf::ELFCLASS64, ..] => {
-            walk::<elf::FileHeader64<Endianness>>(bytes, visit)
+            Ok(walk::<elf::FileHeader64<Endianness>>(bytes, visit)?)
         }
-        [0x7f, b'E', b'L', b'F', ..] => walk::<elf::FileHeader32<Endianness>>(bytes, visit),
+        [0x7f, b'E', b'L', b'F', ..] => Ok(walk::<elf::FileHeader32<Endianness>>(bytes, visit)?),
         _ => Err(ObjectError::NotElf {
             found: bytes.iter().take(4).copied().collect(),
         }),
@@ -162,13 +162,13 @@ struct Segment {
 fn walk<H: FileHeader<Endian = Endianness>>(
     bytes: &[u8],
     visit: &mut dyn FnMut(UserSymbol<'_>),
-) -> Result<(), ObjectError> {
-    let bad = |what: &'static str| move |_| ObjectError::malformed(what);
+) -> Result<(), Fault> {
+    let bad = |what: &'static str| move |_| malformed(format_args!("{what}"));
     let header = H::parse(bytes).map_err(bad("the ELF header"))?;
     let endian = header.endian().map_err(bad("the byte order"))?;
     let kind = header.e_type(endian);
     if kind != elf::ET_EXEC && kind != elf::ET_DYN {
-        return Err(ObjectError::malformed(format!(
+        return Err(malformed(format_args!(
             "an ELF file of type {kind}, neither executable (2) nor library (3)"
         )));
     }
@@ -199,7 +199,7 @@ fn walk<H: FileHeader<Endian = Endianness>>(
                 table(endian, &segments, &symbols, versions.as_ref(), visit);
             }
             Err(_) if first.is_ok() => {
-                first = Err(ObjectError::malformed("a symbol table"));
+                first = Err(malformed(format_args!("a symbol table")));
             }
             Err(_) => return first,
         }
