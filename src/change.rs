@@ -507,10 +507,15 @@ fn load_clone(
     copy.variables = clone.variables;
     copy.patchers = clone.patchers;
     let mut edited;
-    let object = if clone.edits.is_empty() {
+    let object = if clone.edits.is_empty() && clone.symbols.is_empty() {
         object
     } else {
         edited = object.clone();
+        for (symbol, value) in &clone.symbols {
+            edited
+                .set_symbol_constant(symbol, *value, &[function])
+                .map_err(ManagerError::Constant)?;
+        }
         let mut programs = edited.programs_mut().iter_mut();
         if let Some(spec) = programs.find(|spec| spec.name == *function) {
             clone.edits.iter().for_each(|edit| edit(spec));
@@ -530,6 +535,7 @@ type EditSpec = dyn Fn(&mut ProgramSpec) + Send + Sync;
 #[derive(Default)]
 pub struct ProgramClone {
     variables: Vec<(String, Vec<u8>)>,
+    symbols: Vec<(String, u64)>,
     maps: Vec<(String, Map)>,
     patchers: Vec<Patcher>,
     edits: Vec<Box<EditSpec>>,
@@ -551,14 +557,11 @@ impl ProgramClone {
     }
 
     /// A symbol that nothing defines is this number; see
-    /// [`Constant::symbol`](crate::Constant::symbol).
+    /// [`Constant::symbol`](crate::Constant::symbol). The program has to use it.
     #[must_use]
-    pub fn symbol(self, name: impl Into<String>, value: u64) -> ProgramClone {
-        let name = name.into();
-        self.patch(move |_, editor| match editor.set_constant(&name, value)? {
-            0 => Err(PatchError::refused(format!("it does not use {name}"))),
-            _ => Ok(()),
-        })
+    pub fn symbol(mut self, name: impl Into<String>, value: u64) -> ProgramClone {
+        self.symbols.push((name.into(), value));
+        self
     }
 
     /// It uses `map` instead of the map of this name.

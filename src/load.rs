@@ -36,16 +36,22 @@ pub(crate) fn load(
         existing: Vec::new(),
         programs: Vec::new(),
         excluded: declaration.exclude.clone(),
+        numbers: Vec::new(),
+        place_numbers: None,
     };
     check_names(declaration, &draft.object)?;
     run_steps(declaration, &mut draft)?;
     let reused = reuse_kept(&mut draft, kept);
     draft.options.patchers = declaration.patchers();
+    if let Some(place) = draft.place_numbers {
+        place(&mut draft)?;
+    }
     let marked = declaration.bypass.and_then(|prepare| prepare(&mut draft));
     choose_programs(declaration, &selectors, &mut draft);
     let mut maps = entries(&draft);
 
     let kernel_btf = keep_kernel_btf(declaration)?;
+    let copied = !draft.options.copies.is_empty();
     let options = std::mem::take(&mut draft.options);
     let mut undo = Undo::default();
     let collection =
@@ -85,6 +91,9 @@ pub(crate) fn load(
         let map = collection.map(bypass::MAP)?;
         Some(Bypass::new(map, &marked))
     });
+    if declaration.keep_specs && copied {
+        draft.set_numbers()?;
+    }
     let base = Base {
         maps: draft.object.maps().iter().map(without_contents).collect(),
         programs: draft.object.programs().to_vec(),

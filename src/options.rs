@@ -18,13 +18,14 @@ use ebpf_manager_bpf::{
 
 use crate::bypass::{self, Marked};
 use crate::cleanup::{MapEntry, Origin};
+use crate::constant::Constant;
 use crate::error::ManagerError;
 use crate::live::{Live, ProgramRef};
 use crate::manager::Manager;
 use crate::probe::{Probe, Retry};
 use crate::selector::Selector;
 use crate::stream::{Sink, Stream};
-use crate::wiring::{Constant, Draft, Fresh, MapOptions, MapRoute, Route, TailCall};
+use crate::wiring::{Draft, Fresh, MapOptions, MapRoute, Route, TailCall};
 
 type Before = dyn Fn(&mut Draft) -> Result<(), ManagerError> + Send + Sync;
 type After = dyn Fn(&mut Fresh<'_>) -> Result<(), ManagerError> + Send + Sync;

@@ -1,19 +1,20 @@
-//! How programs and maps are wired together: constants, options of maps,
-//! routes through program arrays and maps of maps.
+//! How programs and maps are wired together: options of maps, routes through
+//! program arrays and maps of maps.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use ebpf_manager_bpf::elf::edit::Patcher;
-use ebpf_manager_bpf::elf::{ExternKind, MapSpec, Object, ProgramSpec};
+use ebpf_manager_bpf::elf::{MapSpec, Object};
 use ebpf_manager_bpf::{Errno, LoadOptions, Map, MapError, Occupant, Pod, Program, pod};
 
 use crate::cleanup::{MapEntry, Origin, Undo};
+use crate::constant::Number;
 use crate::error::ManagerError;
 use crate::live::{Live, ProgramRef};
 use crate::probe::ProbeId;
+
+type Place = fn(&mut Draft) -> Result<(), ManagerError>;
 
 /// An object on its way into the kernel, with how it is going to be loaded.
 pub(crate) struct Draft {
@@ -25,6 +26,10 @@ pub(crate) struct Draft {
     pub(crate) programs: Vec<(String, ProgramRef)>,
     /// Functions that the user excluded.
     pub(crate) excluded: Vec<String>,
+    /// Numbers for symbols, the last one counts.
+    pub(crate) numbers: Vec<Number>,
+    /// Puts the numbers in; reached only if there are any.
+    pub(crate) place_numbers: Option<Place>,
 }
 
 impl Draft {
@@ -41,229 +46,6 @@ pub(crate) struct Fresh<'f> {
     pub(crate) programs: &'f [(String, ProgramRef)],
     pub(crate) program_pins: &'f mut Vec<PathBuf>,
     pub(crate) undo: &'f mut Undo,
-}
-
-/// A value that is put into programs before they are loaded.
-///
-/// What it names has to be in the object, unless it says
-/// [`Constant::if_present`].
-///
-/// ```
-/// use ebpf_manager::{Constant, Manager};
-///
-/// let builder = Manager::builder()
-///     // const volatile __u32 min_uid;
-///     .edit(Constant::global("min_uid", 1000_u32))
-///     // asm("%0 = sampling_rate ll" : "=r"(rate)), in one program only.
-///     .edit(Constant::symbol("sampling_rate", 100).only_for("on_packet").if_present());
-/// # let _ = builder;
-/// ```
-#[derive(Clone)]
-pub struct Constant {
-    name: String,
-    value: Value,
-    required: bool,
-    everywhere: bool,
-    programs: Vec<String>,
-}
-
-type ComputeBytes = dyn Fn() -> Vec<u8> + Send + Sync;
-type ComputeNumber = dyn Fn(&ProgramSpec) -> u64 + Send + Sync;
-
-#[derive(Clone)]
-enum Value {
-    Global(Arc<ComputeBytes>),
-    Symbol(Arc<ComputeNumber>),
-}
-
-impl fmt::Debug for Constant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Constant")
-            .field("name", &self.name)
-            .field("programs", &self.programs)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Constant {
-    fn new(name: String, value: Value) -> Constant {
-        Constant {
-            name,
-            value,
-            required: true,
-            everywhere: false,
-            programs: Vec::new(),
-        }
-    }
-
-    /// A global variable, usually a `const volatile` one; `value` has its size.
-    /// For all programs, or for copies of a program
-    /// ([`Probe::copied`](crate::Probe::copied)).
-    pub fn global(name: impl Into<String>, value: impl Pod) -> Constant {
-        let bytes = pod::bytes_of(&value).to_vec();
-        Constant::new(name.into(), Value::Global(Arc::new(move || bytes.clone())))
-    }
-
-    /// As [`Constant::global`], with a value that is asked for at each load.
-    pub fn global_with<T: Pod>(
-        name: impl Into<String>,
-        value: impl Fn() -> T + Send + Sync + 'static,
-    ) -> Constant {
-        let bytes = move || pod::bytes_of(&value()).to_vec();
-        Constant::new(name.into(), Value::Global(Arc::new(bytes)))
-    }
-
-    /// A symbol that nothing defines and that programs load as a number of 64
-    /// bits: `asm("%0 = NAME ll" : "=r"(x))`.
-    pub fn symbol(name: impl Into<String>, value: u64) -> Constant {
-        Constant::symbol_with(name, move |_| value)
-    }
-
-    /// As [`Constant::symbol`], with a value that is asked for at each load,
-    /// for each program that uses the symbol.
-    pub fn symbol_with(
-        name: impl Into<String>,
-        value: impl Fn(&ProgramSpec) -> u64 + Send + Sync + 'static,
-    ) -> Constant {
-        Constant::new(name.into(), Value::Symbol(Arc::new(value)))
-    }
-
-    /// Only for the program of this C function, or for the copy of this name.
-    /// May be said several times. Excluded functions do not count; if all are,
-    /// neither does the constant.
-    #[must_use]
-    pub fn only_for(mut self, program: impl Into<String>) -> Constant {
-        self.programs.push(program.into());
-        self
-    }
-
-    /// It may be missing in the object, or in the programs it is for.
-    #[must_use]
-    pub fn if_present(mut self) -> Constant {
-        self.required = false;
-        self
-    }
-
-    /// For a symbol: every program of the object has to use it.
-    #[must_use]
-    pub fn in_every_program(mut self) -> Constant {
-        self.everywhere = true;
-        self
-    }
-
-    /// The variable or symbol.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Puts the value into the object.
-    pub(crate) fn apply(&self, draft: &mut Draft) -> Result<(), ManagerError> {
-        let left = |name: &&String| !draft.excluded.contains(name);
-        let programs: Vec<String> = self.programs.iter().filter(left).cloned().collect();
-        if programs.is_empty() && !self.programs.is_empty() {
-            return Ok(());
-        }
-        match &self.value {
-            Value::Global(value) => self.apply_global(draft, &programs, &value()),
-            Value::Symbol(value) => self.apply_symbol(draft, &programs, value),
-        }
-    }
-
-    fn missing(&self, kind: &'static str) -> Result<(), ManagerError> {
-        if !self.required {
-            return Ok(());
-        }
-        let name = self.name.clone();
-        Err(ManagerError::NoSuch { kind, name })
-    }
-
-    fn apply_global(
-        &self,
-        draft: &mut Draft,
-        programs: &[String],
-        value: &[u8],
-    ) -> Result<(), ManagerError> {
-        if draft.object.variable(&self.name).is_none() {
-            return self.missing("variable");
-        }
-        if programs.is_empty() {
-            return draft
-                .object
-                .set_variable(&self.name, value)
-                .map_err(ManagerError::Constant);
-        }
-        for program in programs {
-            let mut copies = draft.options.copies.iter_mut();
-            // The programs of an object share its variables.
-            let Some(copy) = copies.find(|copy| copy.name == *program) else {
-                return Err(ManagerError::NoSuch {
-                    kind: "copy with variables of its own called",
-                    name: program.clone(),
-                });
-            };
-            copy.variables.push((self.name.clone(), value.to_vec()));
-        }
-        Ok(())
-    }
-
-    fn apply_symbol(
-        &self,
-        draft: &mut Draft,
-        programs: &[String],
-        value: &Arc<ComputeNumber>,
-    ) -> Result<(), ManagerError> {
-        let symbol = draft.object.externs().iter().find(|e| e.name == self.name);
-        let Some(symbol) = symbol else {
-            return self.missing("symbol");
-        };
-        // What is no constant is a mistake, wanted or not.
-        let is_constant = symbol.kind == ExternKind::Constant;
-        let named: Vec<String> = match programs {
-            [] => {
-                let all = draft.object.programs().iter().map(|p| p.name.clone());
-                all.collect()
-            }
-            named => named.to_vec(),
-        };
-        let mut found = 0;
-        for name in &named {
-            let mut copies = draft.options.copies.iter_mut();
-            if let Some(copy) = copies.find(|copy| copy.name == *name) {
-                let (symbol, value) = (self.name.clone(), Arc::clone(value));
-                copy.patchers.push(Patcher::new(move |spec, editor| {
-                    editor.set_constant(&symbol, value(spec)).map(|_| ())
-                }));
-                found += 1;
-                continue;
-            }
-            let Some(spec) = draft.object.program(name) else {
-                let name = name.clone();
-                return Err(ManagerError::NoSuch {
-                    kind: "program",
-                    name,
-                });
-            };
-            let number = value(spec);
-            match draft
-                .object
-                .set_symbol_constant(&self.name, number, &[name])
-            {
-                Ok(()) => found += 1,
-                Err(err) if !is_constant => return Err(ManagerError::Constant(err)),
-                // The program does not use it.
-                Err(err) => {
-                    let strict = self.everywhere || !programs.is_empty();
-                    if self.required && strict && !draft.excluded.contains(name) {
-                        return Err(ManagerError::Constant(err));
-                    }
-                }
-            }
-        }
-        if found == 0 {
-            return self.missing("symbol");
-        }
-        Ok(())
-    }
 }
 
 /// What to do with a map beyond what the object says. Start from `new`.

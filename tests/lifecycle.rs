@@ -9,10 +9,20 @@
 
 mod common;
 
+#[path = "lifecycle/changes.rs"]
+mod changes;
+#[path = "lifecycle/cleaning.rs"]
+mod cleaning;
+#[path = "lifecycle/editing.rs"]
+mod editing;
 #[path = "lifecycle/failures.rs"]
 mod failures;
 #[path = "lifecycle/handlers.rs"]
 mod handlers;
+#[path = "lifecycle/manage.rs"]
+mod manage;
+#[path = "lifecycle/selection.rs"]
+mod selection;
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

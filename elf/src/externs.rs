@@ -419,6 +419,18 @@ impl Object {
         Ok(())
     }
 
+    /// True if a program, or a subprogram that it uses, refers to a symbol
+    /// that the object does not define.
+    pub fn refers_to(&self, program: &str, symbol: &str) -> bool {
+        let index = self.externs().iter().position(|e| e.name == symbol);
+        match (index, self.program(program)) {
+            (Some(index), Some(program)) => {
+                self.uses(program.function, Target::Extern(index as u32))
+            }
+            _ => false,
+        }
+    }
+
     /// The number for a constant in a program.
     pub(crate) fn constant(&self, symbol: u32, program: u32) -> Option<u64> {
         let fits = |c: &&Constant| c.symbol == symbol && c.program.is_none_or(|p| p == program);
