@@ -29,6 +29,7 @@ pub mod pmu;
 pub mod poll;
 pub mod proc;
 pub mod ringbuf;
+pub mod route;
 pub mod rtnl;
 pub mod sched;
 pub mod signal;

@@ -124,6 +124,12 @@ impl Request {
         }
     }
 
+    /// What follows the header.
+    #[cfg(test)]
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.buf.get(HEADER_LEN..).unwrap_or_default()
+    }
+
     fn length(&mut self, len: usize) -> u16 {
         u16::try_from(len).unwrap_or_else(|_| {
             self.refused = Some("attribute above 65535 bytes");

@@ -131,6 +131,34 @@ pub fn route_in(ns: BorrowedFd<'_>) -> Result<Netlink> {
     with_netns(ns, Netlink::route)?
 }
 
+/// A namespace that this process changes and other users of this module do
+/// not, until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    #[expect(dead_code, reason = "the lock goes with the descriptor")]
+    fd: OwnedFd,
+}
+
+/// Locks the namespace `ns` among the users of this function in all processes
+/// (flock(2) on the namespace's file); `None` if it is locked.
+///
+/// # Errors
+/// Those of open(2): proc must be mounted. Those of flock(2).
+pub fn try_lock(ns: BorrowedFd<'_>) -> Result<Option<Lock>> {
+    // A descriptor of its own, because duplicates share their locks.
+    let fd = open(&Path::new("/proc/thread-self/fd").join(ns.as_raw_fd().to_string()))?;
+    let raw = fd.as_raw_fd();
+    let locked = retry_eintr("flock", || {
+        // SAFETY: flock takes two integers and touches no memory.
+        i64::from(unsafe { libc::flock(raw, libc::LOCK_EX | libc::LOCK_NB) })
+    });
+    match locked {
+        Ok(_) => Ok(Some(Lock { fd })),
+        Err(err) if err.is(Errno::EAGAIN) => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
 /// Moves the calling thread.
 fn enter(ns: BorrowedFd<'_>) -> Result<()> {
     let fd = ns.as_raw_fd();
@@ -182,6 +210,17 @@ mod tests {
         assert_eq!(here(), before);
         let result = with_netns(ns.as_fd(), || 7);
         assert_eq!(result, Ok(7));
+    }
+
+    #[test]
+    fn a_namespace_is_locked_once() {
+        let ns = require!((3, 8), create());
+        let lock = try_lock(ns.as_fd()).unwrap();
+        assert!(lock.is_some());
+        let again = crate::fd::dup(ns.as_fd()).unwrap();
+        assert!(try_lock(again.as_fd()).unwrap().is_none());
+        drop(lock);
+        assert!(try_lock(again.as_fd()).unwrap().is_some());
     }
 
     #[test]

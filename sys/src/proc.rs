@@ -714,7 +714,7 @@ impl Rlimit {
 /// # Errors
 /// None that a working system gives; whatever prlimit(2) returns otherwise.
 pub fn memlock_limit() -> Result<Rlimit> {
-    prlimit_memlock(None)
+    prlimit("prlimit(RLIMIT_MEMLOCK)", libc::RLIMIT_MEMLOCK as i32, None)
 }
 
 /// Sets RLIMIT_MEMLOCK of this process.
@@ -723,11 +723,38 @@ pub fn memlock_limit() -> Result<Rlimit> {
 /// `EPERM` when the hard value is raised without CAP_SYS_RESOURCE, `EINVAL`
 /// when the soft value is above the hard one.
 pub fn set_memlock_limit(limit: Rlimit) -> Result<()> {
-    prlimit_memlock(Some(limit)).map(drop)
+    prlimit(
+        "prlimit(RLIMIT_MEMLOCK)",
+        libc::RLIMIT_MEMLOCK as i32,
+        Some(limit),
+    )
+    .map(drop)
+}
+
+/// RLIMIT_NOFILE of this process: descriptors have numbers below the soft
+/// value.
+///
+/// # Errors
+/// As [`memlock_limit`].
+pub fn descriptor_limit() -> Result<Rlimit> {
+    prlimit("prlimit(RLIMIT_NOFILE)", libc::RLIMIT_NOFILE as i32, None)
+}
+
+/// Sets RLIMIT_NOFILE of this process. Descriptors above it stay open.
+///
+/// # Errors
+/// As [`set_memlock_limit`].
+pub fn set_descriptor_limit(limit: Rlimit) -> Result<()> {
+    prlimit(
+        "prlimit(RLIMIT_NOFILE)",
+        libc::RLIMIT_NOFILE as i32,
+        Some(limit),
+    )
+    .map(drop)
 }
 
 /// Sets the limit if there is a new one and returns the old one.
-fn prlimit_memlock(new: Option<Rlimit>) -> Result<Rlimit> {
+fn prlimit(op: &'static str, resource: i32, new: Option<Rlimit>) -> Result<Rlimit> {
     let new = new.map(|limit| libc::rlimit64 {
         rlim_cur: limit.soft,
         rlim_max: limit.hard,
@@ -738,10 +765,10 @@ fn prlimit_memlock(new: Option<Rlimit>) -> Result<Rlimit> {
         rlim_max: 0,
     };
     let old_ptr = std::ptr::from_mut(&mut old);
-    retry_eintr("prlimit(RLIMIT_MEMLOCK)", || {
+    retry_eintr(op, || {
         // SAFETY: the kernel reads `new` unless it is null and writes `old`;
         // both are rlimit64 and live until the call returns.
-        i64::from(unsafe { libc::prlimit64(0, libc::RLIMIT_MEMLOCK, new_ptr, old_ptr) })
+        i64::from(unsafe { libc::prlimit64(0, resource as _, new_ptr, old_ptr) })
     })?;
     Ok(Rlimit {
         soft: old.rlim_cur,

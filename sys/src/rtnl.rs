@@ -111,7 +111,7 @@ pub struct FilterSpec<'a> {
 
 /// An rtnetlink socket.
 #[derive(Debug)]
-pub struct Rtnl(Netlink);
+pub struct Rtnl(pub(crate) Netlink);
 
 impl Rtnl {
     /// Opens one in the calling thread's network namespace.
@@ -311,6 +311,28 @@ impl Rtnl {
         Ok(all.filter(|qdisc| qdisc.index == index).collect())
     }
 
+    /// The discipline in the place of clsact: that, or the older `ingress`,
+    /// which has no filters for leaving packets.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is no such interface.
+    pub fn clsact(&mut self, index: u32) -> Result<Option<Qdisc>> {
+        let op = "RTM_GETQDISC";
+        let header = TcHeader {
+            parent: TcParent::CLSACT.0,
+            ..tc_header(op, index)?
+        };
+        // The kernel answers by a notification, which goes to others unless
+        // it is echoed.
+        let request = Request::new(op, message::RTM_GETQDISC, flag::ECHO, &header);
+        match self.0.query(request) {
+            // Where there was one once, the kernel answers without a word.
+            Ok(answer) => Ok(answer.iter().find_map(|m| parse_qdisc(m.payload))),
+            Err(err) if err.is(Errno::ENOENT) => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
     /// Adds clsact, which holds the filters for arriving and leaving packets.
     /// Linux 4.5.
     ///
@@ -318,7 +340,7 @@ impl Rtnl {
     /// `EEXIST` if it, or `ingress`, is there; `ENOENT` without the module.
     pub fn clsact_add(&mut self, index: u32) -> Result<()> {
         let flags = flag::CREATE | flag::EXCL;
-        self.clsact("RTM_NEWQDISC", message::RTM_NEWQDISC, flags, index)
+        self.change_clsact("RTM_NEWQDISC", message::RTM_NEWQDISC, flags, index)
     }
 
     /// Deletes clsact and every filter on it, whoever added them.
@@ -326,10 +348,10 @@ impl Rtnl {
     /// # Errors
     /// `EINVAL` or `ENOENT` if it is not there.
     pub fn clsact_delete(&mut self, index: u32) -> Result<()> {
-        self.clsact("RTM_DELQDISC", message::RTM_DELQDISC, 0, index)
+        self.change_clsact("RTM_DELQDISC", message::RTM_DELQDISC, 0, index)
     }
 
-    fn clsact(&mut self, op: &'static str, kind: u16, flags: u16, index: u32) -> Result<()> {
+    fn change_clsact(&mut self, op: &'static str, kind: u16, flags: u16, index: u32) -> Result<()> {
         let header = TcHeader {
             handle: CLSACT_HANDLE,
             parent: TcParent::CLSACT.0,
@@ -413,12 +435,12 @@ impl Rtnl {
     }
 }
 
-fn no_answer(op: &'static str) -> SysError {
+pub(crate) fn no_answer(op: &'static str) -> SysError {
     SysError::new(op, Errno::EPROTO).with_detail("the kernel did not describe the object")
 }
 
 /// The kernel's type for an interface index; 0 is none.
-fn kernel_index(op: &'static str, index: u32) -> Result<i32> {
+pub(crate) fn kernel_index(op: &'static str, index: u32) -> Result<i32> {
     match i32::try_from(index) {
         Ok(index) if index > 0 => Ok(index),
         _ => Err(SysError::new(op, Errno::ENODEV).with_detail("no interface has this index")),
@@ -773,7 +795,9 @@ mod tests {
         let (rtnl, index) = (&mut pair.rtnl, pair.index);
         let clsact = |rtnl: &mut Rtnl| {
             let all = rtnl.qdiscs(index).unwrap();
-            all.into_iter().find(|qdisc| qdisc.kind == "clsact")
+            let found = all.into_iter().find(|qdisc| qdisc.kind == "clsact");
+            assert_eq!(rtnl.clsact(index).unwrap(), found);
+            found
         };
         assert_eq!(clsact(rtnl), None);
         let peer = rtnl.link_by_name("right").unwrap().index;

@@ -1,8 +1,8 @@
 //! Numbers and layouts of netlink and of the part of rtnetlink that attaches
-//! programs: links, queueing disciplines, filters.
+//! programs: links, queueing disciplines, filters, routes.
 //!
 //! Sources: `netlink.h`, `rtnetlink.h`, `if_link.h`, `pkt_sched.h`,
-//! `pkt_cls.h` and `veth.h`.
+//! `pkt_cls.h`, `veth.h`, `lwtunnel.h` and `seg6_local.h`.
 
 use std::fmt;
 use std::mem::offset_of;
@@ -94,6 +94,37 @@ const _: () = assert!(offset_of!(TcHeader, info) == 16);
 // SAFETY: integers at offsets 0, 1, 2, 4, 8, 12 and 16, twenty bytes, no padding.
 unsafe impl Pod for TcHeader {}
 
+/// `struct rtmsg`, the fixed part of route messages.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RouteHeader {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u8,
+    /// Bits of the destination that count.
+    pub dst_len: u8,
+    /// Bits of the source that count.
+    pub src_len: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Table, if it is below 256; else 0 and an attribute.
+    pub table: u8,
+    /// Who made it: `RTPROT_*`.
+    pub protocol: u8,
+    /// `RT_SCOPE_*`.
+    pub scope: u8,
+    /// `RTN_*`.
+    pub kind: u8,
+    /// `RTM_F_*`.
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<RouteHeader>() == 12);
+const _: () = assert!(offset_of!(RouteHeader, table) == 4);
+const _: () = assert!(offset_of!(RouteHeader, kind) == 7);
+const _: () = assert!(offset_of!(RouteHeader, flags) == 8);
+// SAFETY: eight bytes and an integer at offset 8, twelve bytes, no padding.
+unsafe impl Pod for RouteHeader {}
+
 /// Message types.
 pub mod message {
     #![allow(missing_docs, reason = "the kernel's names")]
@@ -106,6 +137,9 @@ pub mod message {
     pub const RTM_DELLINK: u16 = 17;
     pub const RTM_GETLINK: u16 = 18;
     pub const RTM_SETLINK: u16 = 19;
+    pub const RTM_NEWROUTE: u16 = 24;
+    pub const RTM_DELROUTE: u16 = 25;
+    pub const RTM_GETROUTE: u16 = 26;
     pub const RTM_NEWQDISC: u16 = 36;
     pub const RTM_DELQDISC: u16 = 37;
     pub const RTM_GETQDISC: u16 = 38;
@@ -193,6 +227,45 @@ pub mod ifla {
     pub const NETKIT_L2: u32 = 0;
     /// Bit of [`EXT_MASK`]: leave out the statistics.
     pub const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+}
+
+/// Attributes of routes.
+pub mod rta {
+    #![allow(missing_docs, reason = "the kernel's names")]
+    pub const DST: u16 = 1;
+    pub const OIF: u16 = 4;
+    pub const GATEWAY: u16 = 5;
+    pub const PRIORITY: u16 = 6;
+    pub const TABLE: u16 = 15;
+    pub const ENCAP_TYPE: u16 = 21;
+    pub const ENCAP: u16 = 22;
+
+    /// Values of [`ENCAP_TYPE`].
+    pub mod encap {
+        pub const BPF: u16 = 6;
+        pub const SEG6_LOCAL: u16 = 7;
+    }
+
+    /// Within [`ENCAP`] of type [`encap::BPF`].
+    pub mod bpf {
+        pub const IN: u16 = 1;
+        pub const OUT: u16 = 2;
+        pub const XMIT: u16 = 3;
+        pub const XMIT_HEADROOM: u16 = 4;
+    }
+
+    /// Within [`ENCAP`] of type [`encap::SEG6_LOCAL`].
+    pub mod seg6_local {
+        pub const ACTION: u16 = 1;
+        pub const BPF: u16 = 8;
+        /// Value of [`ACTION`]: a program decides. Linux 4.18.
+        pub const END_BPF: u32 = 15;
+    }
+
+    /// Within each program of both types: descriptor.
+    pub const PROG_FD: u16 = 1;
+    /// Within each program of both types: name.
+    pub const PROG_NAME: u16 = 2;
 }
 
 /// Attributes of traffic control.

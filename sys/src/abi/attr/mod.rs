@@ -386,8 +386,9 @@ attr! {
 }
 
 attr! {
-    /// `BPF_PROG_QUERY`. Linux 4.15.
-    ProgQuery<'a> = 64, min 32 {
+    /// `BPF_PROG_QUERY`. Linux 4.15. Passed whole, because the kernel writes
+    /// an answer only where the size reaches; older ones take zeros.
+    ProgQuery<'a> = 64, min 64 {
         0 target_fd_or_ifindex: u32,
         4 attach_type: AttachType,
         8 query_flags: u32,
