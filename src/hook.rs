@@ -12,12 +12,14 @@ use std::sync::Arc;
 use ebpf_manager_bpf::elf::section;
 use ebpf_manager_bpf::{
     AttachType, CgroupOptions, Collection, Direction, Errno, Interface, IterOver, Kprobe,
-    KprobeMulti, Link, LinkError, Method, NetNamespace, NetfilterOptions, NetkitEnd, Order,
-    PerfHook, Program, ProgramType, SysError, TcAttach, Tracing, Uprobe, UprobeMulti, XdpOptions,
-    remove_stale_probe_events,
+    KprobeMulti, Link, LinkError, LwtRoute, Method, NetNamespace, NetfilterOptions, NetkitEnd,
+    Order, PerfHook, Program, ProgramType, SysError, TcAttach, Tracing, Uprobe, UprobeMulti,
+    XdpOptions, remove_stale_probe_events,
 };
 
-type Attach = dyn Fn(&Program, &Collection) -> Result<Link, LinkError> + Send + Sync;
+use crate::probe::ProbeId;
+
+type Attach = dyn Fn(&ProbeId, &Program, &Collection) -> Result<Link, LinkError> + Send + Sync;
 
 /// A place in the kernel that programs are attached to, with the options that
 /// belong to it. Clones share what it holds: a socket, a namespace.
@@ -102,7 +104,9 @@ impl Hook {
     ) -> Hook {
         Hook {
             kind,
-            attach: Some(Arc::new(attach)),
+            attach: Some(Arc::new(move |_, program, collection| {
+                attach(program, collection)
+            })),
             sweep: None,
             namespace: None,
         }
@@ -223,10 +227,14 @@ impl Hook {
     ) -> Hook {
         let interface = interface.into();
         let namespace = interface.declared_namespace().cloned();
-        Hook::new("traffic control", move |program, _| {
-            Link::tc(program, &interface, direction, &attach)
-        })
-        .in_namespace(namespace)
+        Hook {
+            kind: "traffic control",
+            attach: Some(Arc::new(move |id, program, _| {
+                Link::tc(program, &interface, direction, &attach.with_uid(&id.uid))
+            })),
+            sweep: None,
+            namespace,
+        }
     }
 
     /// Packets of a netkit pair, given by its primary: whose packets, and the
@@ -316,6 +324,12 @@ impl Hook {
         })
     }
 
+    /// Packets of a route, which is made for it. Linux 4.10.
+    pub fn lwt(route: LwtRoute) -> Hook {
+        let namespace = route.interface.declared_namespace().cloned();
+        Hook::new("route", move |program, _| Link::lwt(program, &route)).in_namespace(namespace)
+    }
+
     /// An infrared receiver: `/dev/lirc0`. Linux 4.18.
     pub fn lirc(device: impl Into<PathBuf>) -> Hook {
         let device = device.into();
@@ -324,15 +338,16 @@ impl Hook {
         })
     }
 
-    /// Attaches `program` of `collection`; `Ok(None)` if the section name does
+    /// Attaches `program` of `collection` for the probe `id`; `Ok(None)` if the section name does
     /// not say where.
     pub(crate) fn attach(
         &self,
+        id: &ProbeId,
         program: &Program,
         collection: &Collection,
     ) -> Result<Option<Link>, LinkError> {
         match &self.attach {
-            Some(attach) => attach(program, collection).map(Some),
+            Some(attach) => attach(id, program, collection).map(Some),
             None => attach_by_section(program).transpose(),
         }
     }

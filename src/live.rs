@@ -148,7 +148,8 @@ impl Cell {
         let retry = self.probe.retry.unwrap_or(live.base.default_retry);
         let mut left = retry.times;
         loop {
-            match self.probe.hook.attach(&program, &live.base.collection) {
+            let (id, hook) = (&self.probe.id, &self.probe.hook);
+            match hook.attach(id, &program, &live.base.collection) {
                 Ok(Some(link)) => return Ok(link),
                 Ok(None) => {
                     let section = program.section().to_owned();

@@ -227,6 +227,19 @@ fn in_modules(want: &Wanted, query: &NameQuery<'_>, kernel: &Btf<'_>) -> Option<
     point
 }
 
+/// The id of a function in the types of a loaded program.
+pub(crate) fn function_of(target: BorrowedFd<'_>, name: &str) -> Result<Option<u32>, SysError> {
+    let info = sys::prog_info(target)?;
+    if info.btf_id == 0 {
+        let none = SysError::new("bpf(BPF_BTF_GET_FD_BY_ID)", Errno::ENOENT);
+        return Err(none.with_detail("the target has no BTF"));
+    }
+    let btf = sys::fd_by_id(ObjectKind::Btf, info.btf_id, 0)?;
+    let bytes = sys::btf_data(btf.as_fd())?;
+    let btf = Btf::parse(&bytes).ok();
+    Ok(btf.and_then(|btf| btf.find_by_name_kind(name, Kind::FUNC)))
+}
+
 /// A function of a loaded program.
 fn in_program(spec: &ProgramSpec, to: &AttachTo) -> Result<AttachPoint, ProgramError> {
     let failed = |source| ProgramError::Operation {
@@ -238,17 +251,8 @@ fn in_program(spec: &ProgramSpec, to: &AttachTo) -> Result<AttachPoint, ProgramE
         return Ok(AttachPoint::default());
     };
     let name = to.function.as_deref().or(spec.target.as_deref());
-    let info = sys::prog_info(target.as_fd()).map_err(failed)?;
-    if info.btf_id == 0 {
-        let none = SysError::new("bpf(BPF_BTF_GET_FD_BY_ID)", Errno::ENOENT);
-        return Err(failed(none.with_detail("the target has no BTF")));
-    }
-    let bytes = sys::fd_by_id(ObjectKind::Btf, info.btf_id, 0)
-        .and_then(|btf| sys::btf_data(btf.as_fd()))
-        .map_err(failed)?;
-    let id = Btf::parse(&bytes)
-        .ok()
-        .and_then(|btf| btf.find_by_name_kind(name?, Kind::FUNC))
+    let id = function_of(target.as_fd(), name.unwrap_or_default())
+        .map_err(failed)?
         .ok_or_else(|| absent(spec, Some(to)))?;
     Ok(AttachPoint {
         btf_id: id,

@@ -9,7 +9,7 @@ use ebpf_manager_elf::btf::BtfError;
 use ebpf_manager_elf::core_relo::CoreError;
 use ebpf_manager_elf::edit::PatchError;
 use ebpf_manager_elf::symbols::SymbolError;
-use ebpf_manager_sys::abi::bpf::ProgramType;
+use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType};
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::Cure;
@@ -430,6 +430,16 @@ pub enum LinkError {
         /// The program's type.
         found: ProgramType,
     },
+    /// The program was loaded for another hook of the same family.
+    #[error(
+        "the program was loaded for {found}, not for {hook}; set its attach type before loading"
+    )]
+    WrongAttachType {
+        /// The hook that was asked for.
+        hook: AttachType,
+        /// The hook it was loaded for.
+        found: AttachType,
+    },
     /// The kernel refused to attach. Every way that was tried is listed, the
     /// newest first.
     #[error("attach to {target}: {}{}", attempts(tried), hint(cure.as_ref()))]
@@ -524,6 +534,7 @@ impl LinkError {
             LinkError::Attach { tried, .. } => tried.last().is_some_and(|(_, e)| e.is(errno)),
             LinkError::Symbol { .. }
             | LinkError::WrongType { .. }
+            | LinkError::WrongAttachType { .. }
             | LinkError::Unsupported { .. }
             | LinkError::Impossible { .. } => false,
         }

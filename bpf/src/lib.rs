@@ -57,11 +57,11 @@ pub use error::{
 pub use kernel_btf::KernelBtf;
 pub use link::{
     AttachedProgram, CgroupOptions, ClsactOptions, Direction, Fragments, HookPrograms, Interface,
-    IterOver, KernelFunction, Kprobe, KprobeMulti, Link, Mechanism, Method, NetNamespace,
+    IterOver, KernelFunction, Kprobe, KprobeMulti, Link, LwtRoute, Mechanism, Method, NetNamespace,
     NetfilterFamily, NetfilterHook, NetfilterOptions, NetkitEnd, Order, PerfHook, Place, ProbeOn,
     QdiscCleanup, Sampling, Sharing, TcAttach, Tracing, Uprobe, UprobeMulti, UserPlace, Verdict,
-    XdpMode, XdpOptions, cgroup_programs, remove_stale_probe_events, syscall_function,
-    syscall_function_in, traceable_functions,
+    XdpMode, XdpOptions, cgroup_programs, remove_stale_filters, remove_stale_probe_events,
+    syscall_function, syscall_function_in, traceable_functions,
 };
 pub use map::{Loss, Map};
 pub use program::{Program, RunStats, measure_programs};
@@ -79,6 +79,7 @@ pub use ebpf_manager_sys::abi::bpf::{
 };
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
 pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
+pub use ebpf_manager_sys::netns::NamespaceId;
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::{KernelVersion, online_cpus};
 pub use ebpf_manager_sys::{Errno, SysError};

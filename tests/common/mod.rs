@@ -37,6 +37,7 @@ use ebpf_manager_sys::netns;
 use ebpf_manager_sys::rtnl::Rtnl;
 
 mod leak;
+pub(crate) mod net;
 mod objects;
 mod programs;
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use ebpf_manager_sys::abi::bpf::{AttachFlags, AttachType, F_QUERY_EFFECTIVE, ProgramType};
 use ebpf_manager_sys::bpf::{LinkCreate, LinkOptions, Target};
-use ebpf_manager_sys::{Errno, SysError, fd, proc};
+use ebpf_manager_sys::proc::{self, KernelVersion};
+use ebpf_manager_sys::{Errno, SysError, fd};
 
 use super::net::{self, HookPrograms, Method, Order};
 use super::standing::{Owner, ProgramAttached, Standing};
@@ -26,7 +27,8 @@ pub struct CgroupOptions {
     /// Who else may attach there; [`Method::Classic`] only, because links
     /// always share.
     pub sharing: Sharing,
-    /// Place among the programs of the same cgroup; links only. Linux 6.17.
+    /// Place among the programs of the same cgroup, links only: on kernels
+    /// before 6.17 anything but the default is refused, not ignored.
     pub order: Order,
 }
 
@@ -42,6 +44,9 @@ pub enum Sharing {
     /// Nobody else here or below.
     Exclusive,
 }
+
+/// First version that orders the programs of a cgroup.
+const ORDER_SINCE: KernelVersion = KernelVersion::new(6, 17, 0);
 
 /// Types whose programs are attached to cgroups.
 const TYPES: [ProgramType; 9] = [
@@ -65,8 +70,9 @@ impl Link {
     /// many hooks came later.
     ///
     /// # Errors
-    /// [`LinkError::WrongType`]; [`LinkError::NoTarget`] if there is no such
-    /// cgroup; [`LinkError::AlreadyAttached`] by somebody who does not share;
+    /// [`LinkError::WrongType`]; [`LinkError::WrongAttachType`];
+    /// [`LinkError::NoTarget`] if there is no such cgroup of version 2;
+    /// [`LinkError::AlreadyAttached`] by somebody who does not share;
     /// [`LinkError::Attach`] with every way tried, `EINVAL` also if the hook
     /// is not known.
     pub fn cgroup(
@@ -77,10 +83,12 @@ impl Link {
         expect_type(program, "cgroup", &TYPES)?;
         let cgroup = open(path)?;
         let attach_type = attach_type(program, options.attach_type);
+        net::expect_attach_type(program, attach_type)?;
         let target = format!("cgroup {} ({attach_type})", path.display());
         let mut tried = Vec::new();
         if options.method != Method::Classic {
-            let (order, flags) = if options.order == Order::default() {
+            let plain = options.order == Order::default();
+            let (order, flags) = if plain {
                 (LinkOptions::None, AttachFlags::empty())
             } else {
                 options.order.options()
@@ -95,10 +103,20 @@ impl Link {
             match net::link_create_in(None, &create) {
                 Ok(fd) => return Ok(net::link(target, Mechanism::CgroupLink, fd)),
                 Err(err) => {
-                    let next = options.method == Method::Auto && net::too_old(&err);
+                    let old = net::too_old(&err);
                     tried.push(("link", err));
-                    if !next {
-                        return Err(refused(&cgroup, attach_type, target, tried));
+                    if old && !plain {
+                        // Anywhere else would be a place not asked for.
+                        let cure = net::needs("order among the programs of a cgroup", ORDER_SINCE);
+                        return Err(LinkError::Attach {
+                            target,
+                            tried,
+                            cure,
+                        });
+                    }
+                    if !old || options.method == Method::Link {
+                        let last = Mechanism::CgroupLink;
+                        return Err(refused(&cgroup, attach_type, last, target, tried));
                     }
                 }
             }
@@ -131,7 +149,8 @@ impl Link {
                 }
             }
         }
-        Err(refused(&cgroup, attach_type, target, tried))
+        let last = Mechanism::CgroupAttach;
+        Err(refused(&cgroup, attach_type, last, target, tried))
     }
 
     /// Puts a program in the place of `expected`, which `BPF_PROG_ATTACH`
@@ -150,11 +169,15 @@ impl Link {
         expect_type(program, "cgroup", &TYPES)?;
         let cgroup = open(path)?;
         let attach_type = self::attach_type(program, attach_type);
+        net::expect_attach_type(program, attach_type)?;
         let target = format!("cgroup {} ({attach_type})", path.display());
         let flags = AttachFlags::ALLOW_MULTI;
         match attach(&cgroup, attach_type, flags, program, Some(expected)) {
             Ok(attached) => Ok(standing(target, attached)),
-            Err(err) => Err(net::refused(target, vec![("prog_attach, replace", err)])),
+            Err(err) => {
+                let tried = vec![("prog_attach, replace", err)];
+                Err(net::refused(Mechanism::CgroupAttach, target, tried))
+            }
         }
     }
 }
@@ -235,9 +258,19 @@ fn standing(target: String, attached: ProgramAttached) -> Link {
 fn refused(
     cgroup: &OwnedFd,
     attach_type: AttachType,
+    last: Mechanism,
     target: String,
     tried: Vec<(&'static str, SysError)>,
 ) -> LinkError {
+    // The directory is of another file system.
+    if let Some((_, source)) = tried.last().filter(|(_, err)| err.is(Errno::EBADF)) {
+        return LinkError::NoTarget {
+            kind: "cgroup (version 2)",
+            name: target,
+            source: source.clone().with_detail("not below a mount of cgroup2"),
+            cure: None,
+        };
+    }
     let taken = tried.last().is_some_and(|(_, err)| {
         err.is(Errno::EPERM) && cure::missing_capability(Need::Network).is_none()
     });
@@ -246,5 +279,5 @@ fn refused(
         found.programs.first().map(|program| program.id)
     };
     let holder = taken.then(|| first(0).or_else(|| first(F_QUERY_EFFECTIVE)));
-    net::refused_for(holder.flatten(), target, tried)
+    net::refused_for(last, holder.flatten(), target, tried)
 }

@@ -74,14 +74,14 @@ impl Drop for ProbeEvent {
 /// A process that names probe events. The start time tells it from a later
 /// process of the same number, the namespace from one in another container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Owner {
-    pid: u32,
+pub(super) struct Owner {
+    pub(super) pid: u32,
     start_time: u64,
     pid_namespace: u64,
 }
 
 impl Owner {
-    fn this_process() -> Result<Owner, SysError> {
+    pub(super) fn this_process() -> Result<Owner, SysError> {
         let root = proc::host_proc();
         let pid = proc::self_pid(&root)?;
         Owner::of(&root, pid)
@@ -95,7 +95,7 @@ impl Owner {
         })
     }
 
-    fn group(&self) -> String {
+    pub(super) fn group(&self) -> String {
         let Owner {
             pid,
             start_time,
@@ -104,7 +104,7 @@ impl Owner {
         format!("{PREFIX}{pid}_{start_time}_{pid_namespace}")
     }
 
-    fn parse(group: &str) -> Option<Owner> {
+    pub(super) fn parse(group: &str) -> Option<Owner> {
         let mut numbers = group.strip_prefix(PREFIX)?.split('_');
         let owner = Owner {
             pid: numbers.next()?.parse().ok()?,
@@ -112,6 +112,14 @@ impl Owner {
             pid_namespace: numbers.next()?.parse().ok()?,
         };
         numbers.next().is_none().then_some(owner)
+    }
+
+    /// Whether the process is certainly gone, as far as this one sees.
+    pub(super) fn is_gone_here(&self) -> bool {
+        let root = proc::host_proc();
+        proc::self_pid(&root)
+            .and_then(|own| proc::pid_namespace(&root, own))
+            .is_ok_and(|own| self.is_gone(&root, own))
     }
 
     /// Whether the process is certainly gone: looked for with the same count

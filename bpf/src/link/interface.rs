@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ebpf_manager_sys::netns::{self, NamespaceId};
 use ebpf_manager_sys::rtnl::Rtnl;
@@ -17,7 +18,9 @@ use crate::error::LinkError;
 /// A value keeps the namespace alive, and so does an attachment that was made
 /// over netlink inside it. All values of one namespace share one rtnetlink
 /// socket, opened when it is first needed and closed with the last of them, or
-/// by [`NetNamespace::close_socket`].
+/// by [`NetNamespace::close_socket`]. Which namespace a value is of is the
+/// kernel's identity of it, [`NetNamespace::id`]: however many descriptors it
+/// was opened by, there is one socket, and none is taken for another's.
 #[derive(Clone)]
 pub struct NetNamespace(Arc<Shared>);
 
@@ -25,7 +28,13 @@ struct Shared {
     id: NamespaceId,
     fd: OwnedFd,
     rtnl: Mutex<Option<Rtnl>>,
+    /// Filters of ours: interface and how many.
+    filters: Mutex<Vec<(u32, usize)>>,
 }
+
+/// How long to wait for other processes that change filters of the same
+/// namespace. They are at it for less than a millisecond.
+const LOCK_ATTEMPTS: u32 = 100;
 
 /// Namespaces in use. A namespace that is alive keeps its id, so an entry that
 /// can be upgraded is the right one.
@@ -59,10 +68,56 @@ impl NetNamespace {
                 id,
                 fd,
                 rtnl: Mutex::new(None),
+                filters: Mutex::new(Vec::new()),
             });
             known.push(Arc::downgrade(&shared));
             shared
         })))
+    }
+
+    /// The kernel's identity of the namespace: the same for all values of it,
+    /// and no other's while one of them exists.
+    pub fn id(&self) -> NamespaceId {
+        self.0.id
+    }
+
+    /// How many filters on clsact this process has on the interface with that
+    /// index.
+    pub fn filter_count(&self, index: u32) -> usize {
+        let filters = self.0.filters.lock();
+        filters.iter().find(|f| f.0 == index).map_or(0, |f| f.1)
+    }
+
+    /// Counts one filter more.
+    pub(super) fn filter_added(&self, index: u32) {
+        let mut filters = self.0.filters.lock();
+        match filters.iter_mut().find(|f| f.0 == index) {
+            Some(found) => found.1 += 1,
+            None => filters.push((index, 1)),
+        }
+    }
+
+    /// Counts one filter less.
+    pub(super) fn filter_removed(&self, index: u32) {
+        let mut filters = self.0.filters.lock();
+        if let Some(found) = filters.iter_mut().find(|f| f.0 == index) {
+            found.1 = found.1.saturating_sub(1);
+        }
+        filters.retain(|f| f.1 > 0);
+    }
+
+    /// Keeps other processes that use this library from changing filters of
+    /// the namespace; `None` if one of them does not let go in a tenth of a
+    /// second, or without a proc.
+    pub(super) fn lock(&self) -> Option<netns::Lock> {
+        for _ in 0..LOCK_ATTEMPTS {
+            match netns::try_lock(self.0.fd.as_fd()) {
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(lock) => return lock,
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Closes the rtnetlink socket; what needs one opens another.

@@ -8,6 +8,8 @@ mod netns;
 mod operations;
 mod perf_event;
 mod probe;
+mod replace;
+mod route;
 mod socket;
 mod standing;
 pub(crate) mod symbols;
@@ -19,7 +21,10 @@ pub use cgroup::{CgroupOptions, Sharing, cgroup_programs};
 pub use interface::{Interface, NetNamespace};
 pub use net::{AttachedProgram, HookPrograms, Method, Order, Place};
 pub use netns::{Fragments, NetfilterFamily, NetfilterHook, NetfilterOptions};
-pub use tc::{ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict};
+pub use route::LwtRoute;
+pub use tc::{
+    ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict, remove_stale_filters,
+};
 pub use xdp::{XdpMode, XdpOptions};
 
 use std::any::Any;
@@ -27,6 +32,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::perf::PerfEvent;
+use ebpf_manager_sys::proc::KernelVersion;
 
 use self::standing::Standing;
 use crate::error::LinkError;
@@ -146,6 +152,8 @@ pub enum Mechanism {
     LircAttach,
     /// An option of a socket. Linux 3.19.
     SocketOption,
+    /// A route with a program on it, by rtnetlink. Linux 4.10.
+    LwtRoute,
     /// An event in `kprobe_events` or `uprobe_events` of tracefs, made for
     /// this link. Linux 4.1.
     ProbeEvent,
@@ -181,12 +189,40 @@ impl Mechanism {
             | Mechanism::SockmapAttach
             | Mechanism::LircAttach => "prog_attach",
             Mechanism::SocketOption => "socket option",
+            Mechanism::LwtRoute => "route",
             Mechanism::ProbeEvent => "tracefs event",
             Mechanism::KprobeMulti => "kprobe.multi",
             Mechanism::UprobeMulti => "uprobe.multi",
             Mechanism::TracingLink => "tracing link",
             Mechanism::Iterator => "iterator link",
         }
+    }
+
+    /// The first version of Linux that has it.
+    pub fn since(self) -> KernelVersion {
+        let (major, minor) = match self {
+            Mechanism::SocketOption => (3, 19),
+            Mechanism::ProbeEvent => (4, 1),
+            Mechanism::Clsact => (4, 5),
+            Mechanism::PerfEventIoctl => (4, 7),
+            Mechanism::XdpNetlink => (4, 8),
+            Mechanism::CgroupAttach | Mechanism::LwtRoute => (4, 10),
+            Mechanism::SockmapAttach => (4, 14),
+            Mechanism::RawTracepointOpen => (4, 17),
+            Mechanism::LircAttach => (4, 18),
+            Mechanism::NetnsAttach => (4, 20),
+            Mechanism::OtherLink | Mechanism::CgroupLink => (5, 7),
+            Mechanism::NetnsLink | Mechanism::Iterator => (5, 8),
+            Mechanism::XdpLink => (5, 9),
+            Mechanism::PerfEventLink => (5, 15),
+            Mechanism::KprobeMulti => (5, 18),
+            Mechanism::TracingLink => (5, 19),
+            Mechanism::Netfilter => (6, 4),
+            Mechanism::Tcx | Mechanism::UprobeMulti => (6, 6),
+            Mechanism::Netkit => (6, 7),
+            Mechanism::SockmapLink => (6, 10),
+        };
+        KernelVersion::new(major, minor, 0)
     }
 }
 

@@ -8,12 +8,14 @@ use ebpf_manager_sys::abi::info::name_str;
 use ebpf_manager_sys::bpf::{
     self as sys, LinkCreate, LinkOptions, ObjectKind, QueryBuffers, Relative, Target,
 };
+use ebpf_manager_sys::proc::KernelVersion;
 use ebpf_manager_sys::{Errno, SysError};
 
 use super::interface::{Interface, NetNamespace};
 use super::{Inner, Link, Mechanism};
-use crate::cure::{self, Need};
+use crate::cure::{self, Cure, Need};
 use crate::error::LinkError;
+use crate::program::Program;
 
 /// The kernel interface to attach with, where there are two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -212,12 +214,28 @@ pub(super) fn link(target: String, mechanism: Mechanism, link: OwnedFd) -> Link 
     }
 }
 
-/// Every way was refused.
+/// Refuses a program that was loaded for another hook, which the kernel would
+/// do without saying why.
+pub(super) fn expect_attach_type(program: &Program, hook: AttachType) -> Result<(), LinkError> {
+    match program.attach_type() {
+        Some(found) if found != hook => Err(LinkError::WrongAttachType { hook, found }),
+        _ => Ok(()),
+    }
+}
+
+/// Every way was refused, `last` being the oldest that was tried.
 #[cold]
-pub(super) fn refused(target: String, tried: Vec<(&'static str, SysError)>) -> LinkError {
-    let cure = tried
-        .last()
-        .and_then(|(_, err)| cure::find(err, Need::Network));
+pub(super) fn refused(
+    last: Mechanism,
+    target: String,
+    tried: Vec<(&'static str, SysError)>,
+) -> LinkError {
+    let cure = tried.last().and_then(|(_, err)| {
+        if too_old(err) {
+            return needs(last.as_str(), last.since());
+        }
+        cure::find(err, Need::Network)
+    });
     LinkError::Attach {
         target,
         tried,
@@ -225,9 +243,21 @@ pub(super) fn refused(target: String, tried: Vec<(&'static str, SysError)>) -> L
     }
 }
 
+/// The cure for a kernel before `since`.
+#[cold]
+pub(super) fn needs(feature: &'static str, since: KernelVersion) -> Option<Cure> {
+    let running = KernelVersion::current().ok()?;
+    (running < since).then_some(Cure::KernelTooOld {
+        feature,
+        since,
+        running,
+    })
+}
+
 /// Every way was refused; `holder` is the program in the way, if there is one.
 #[cold]
 pub(super) fn refused_for(
+    last: Mechanism,
     holder: Option<u32>,
     target: String,
     tried: Vec<(&'static str, SysError)>,
@@ -239,7 +269,7 @@ pub(super) fn refused_for(
             by: AttachedProgram::new(id, 0),
             source: source.clone(),
         },
-        _ => refused(target, tried),
+        _ => refused(last, target, tried),
     }
 }
 
@@ -263,6 +293,7 @@ pub(super) fn holder(
 /// Every way was refused on an interface, which may have been missing.
 #[cold]
 pub(super) fn refused_on(
+    last: Mechanism,
     interface: &Interface,
     index: u32,
     holder: Option<u32>,
@@ -274,6 +305,6 @@ pub(super) fn refused_on(
         .and_then(|namespace| namespace.rtnl()?.link_by_index(index));
     match lookup {
         Err(source) if source.is(Errno::ENODEV) => interface.missing(source),
-        _ => refused_for(holder, target, tried),
+        _ => refused_for(last, holder, target, tried),
     }
 }

@@ -157,7 +157,10 @@ impl Link {
         );
         match net::link_create_in(namespace, &create) {
             Ok(fd) => Ok(net::link(target, Mechanism::Netfilter, fd)),
-            Err(err) => Err(net::refused(target, vec![("link", err)])),
+            Err(err) => {
+                let tried = vec![("link", err)];
+                Err(net::refused(Mechanism::Netfilter, target, tried))
+            }
         }
     }
 }
@@ -196,7 +199,8 @@ fn of_namespace(
                 let next = method == Method::Auto && net::too_old(&err);
                 tried.push(("link", err));
                 if !next {
-                    return Err(refused(&namespace, attach_type, target, tried));
+                    let last = Mechanism::NetnsLink;
+                    return Err(refused(&namespace, attach_type, last, target, tried));
                 }
             }
         }
@@ -218,7 +222,8 @@ fn of_namespace(
         }),
         Err(err) => {
             tried.push(("prog_attach", err));
-            Err(refused(&namespace, attach_type, target, tried))
+            let last = Mechanism::NetnsAttach;
+            Err(refused(&namespace, attach_type, last, target, tried))
         }
     }
 }
@@ -227,9 +232,10 @@ fn of_namespace(
 fn refused(
     namespace: &NetNamespace,
     attach_type: AttachType,
+    last: Mechanism,
     target: String,
     tried: Vec<(&'static str, SysError)>,
 ) -> LinkError {
     let holder = net::holder(&tried, Target::Fd(namespace.as_fd()), attach_type);
-    net::refused_for(holder, target, tried)
+    net::refused_for(last, holder, target, tried)
 }

@@ -73,6 +73,10 @@ impl Link {
     /// [`LinkError::Impossible`] where no kernel can;
     /// [`LinkError::Operation`], with `EINVAL` for a program of another type.
     pub fn update(&mut self, program: &Program) -> Result<(), LinkError> {
+        self.replace(program, None)
+    }
+
+    fn replace(&mut self, program: &Program, expected: Option<&Program>) -> Result<(), LinkError> {
         let result = match &mut self.inner {
             Inner::Bpf(link) => match self.mechanism {
                 Mechanism::Netfilter
@@ -83,14 +87,30 @@ impl Link {
                 | Mechanism::TracingLink => {
                     return Err(self.impossible("change its program"));
                 }
-                _ => sys::link_update(link.as_fd(), program.as_fd(), None),
+                _ => sys::link_update(link.as_fd(), program.as_fd(), expected.map(AsFd::as_fd)),
             },
             Inner::Perf { .. } | Inner::Many(..) => {
                 return Err(self.impossible("change its program"));
             }
+            Inner::Standing(_) if expected.is_some() => {
+                return Err(self.impossible("compare its program"));
+            }
             Inner::Standing(standing) => standing.update(program),
         };
         result.map_err(|source| self.operation(source))
+    }
+
+    /// Puts another program in the place of this one, if that is `expected`
+    /// now: what another user of a pinned link put there stays.
+    ///
+    /// Works for the links that [`Link::update`] works for, but not for
+    /// attachments without a link, which nobody else holds.
+    ///
+    /// # Errors
+    /// As [`Link::update`]; [`LinkError::Operation`] with `EPERM` if it is not
+    /// `expected`.
+    pub fn update_from(&mut self, program: &Program, expected: &Program) -> Result<(), LinkError> {
+        self.replace(program, Some(expected))
     }
 
     /// Pins the link below a BPF file system: dropping it no longer detaches

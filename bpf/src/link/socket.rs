@@ -118,7 +118,8 @@ impl Link {
                     let next = method == Method::Auto && net::too_old(&err);
                     tried.push(("link", err));
                     if !next {
-                        return Err(taken(map, attach_type, target, tried));
+                        let last = Mechanism::SockmapLink;
+                        return Err(taken(map, attach_type, last, target, tried));
                     }
                 }
             }
@@ -174,7 +175,11 @@ fn by_option(
             mechanism: Mechanism::SocketOption,
             inner: Inner::Standing(Standing::new(option)),
         }),
-        Err(err) => Err(net::refused(what.to_owned(), vec![("socket option", err)])),
+        Err(err) => {
+            let tried = vec![("socket option", err)];
+            let last = Mechanism::SocketOption;
+            Err(net::refused(last, what.to_owned(), tried))
+        }
     }
 }
 
@@ -207,7 +212,7 @@ fn by_attach(
         }),
         Err(err) => {
             tried.push(("prog_attach", err));
-            Err(taken(target_fd, attach_type, target, tried))
+            Err(taken(target_fd, attach_type, mechanism, target, tried))
         }
     }
 }
@@ -216,9 +221,10 @@ fn by_attach(
 fn taken(
     target_fd: BorrowedFd<'_>,
     attach_type: AttachType,
+    last: Mechanism,
     target: String,
     tried: Vec<(&'static str, SysError)>,
 ) -> LinkError {
     let holder = net::holder(&tried, Target::Fd(target_fd), attach_type);
-    net::refused_for(holder, target, tried)
+    net::refused_for(last, holder, target, tried)
 }

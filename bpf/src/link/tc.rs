@@ -7,6 +7,7 @@ use ebpf_manager_sys::bpf::{LinkCreate, Target};
 use ebpf_manager_sys::rtnl::{self, ClsBpfFlags, FilterId, FilterSpec, Rtnl, TcParent};
 use ebpf_manager_sys::{Errno, SysError};
 
+use super::event::Owner;
 use super::interface::{Interface, NetNamespace};
 use super::net::{self, HookPrograms, Order};
 use super::standing::{Attachment, Standing};
@@ -62,6 +63,8 @@ pub enum TcAttach {
     /// By a tcx link behind all others, else by a filter with the defaults.
     #[default]
     Auto,
+    /// By a tcx link where there are such, else by a filter.
+    Either(Order, ClsactOptions),
     /// By a tcx link. Linux 6.6.
     Tcx(Order),
     /// By a filter on clsact. Linux 4.5.
@@ -80,8 +83,16 @@ pub struct ClsactOptions {
     pub handle: u32,
     /// What the program's return value is.
     pub verdict: Verdict,
-    /// Name that tc(8) shows; the program's if empty.
+    /// Name that tc(8) shows.
+    ///
+    /// If empty, it becomes `OWNER SECTION_UID_PID`, the owner being this
+    /// process by number, start time and pid namespace: when it was killed,
+    /// the next one to attach there removes the filter, and so does
+    /// [`remove_stale_filters`]. A filter with a name of its own is left
+    /// alone.
     pub name: String,
+    /// The UID in the name.
+    pub uid: String,
     /// What to do with clsact when this filter is gone.
     pub qdisc: QdiscCleanup,
 }
@@ -106,6 +117,24 @@ pub enum QdiscCleanup {
     RemoveIfUnused,
 }
 
+impl TcAttach {
+    /// The same, with `uid` in the name of a filter that has no name of its
+    /// own.
+    #[must_use]
+    pub fn with_uid(&self, uid: &str) -> TcAttach {
+        let named = |options: &ClsactOptions| ClsactOptions {
+            uid: uid.to_owned(),
+            ..options.clone()
+        };
+        match self {
+            TcAttach::Auto => TcAttach::Either(Order::default(), named(&ClsactOptions::default())),
+            TcAttach::Either(order, options) => TcAttach::Either(*order, named(options)),
+            TcAttach::Clsact(options) => TcAttach::Clsact(named(options)),
+            TcAttach::Tcx(order) => TcAttach::Tcx(*order),
+        }
+    }
+}
+
 impl Default for ClsactOptions {
     fn default() -> ClsactOptions {
         ClsactOptions {
@@ -114,6 +143,7 @@ impl Default for ClsactOptions {
             handle: 0,
             verdict: Verdict::default(),
             name: String::new(),
+            uid: String::new(),
             qdisc: QdiscCleanup::default(),
         }
     }
@@ -167,20 +197,13 @@ impl Link {
         match attach {
             TcAttach::Tcx(order) => Link::tcx(program, interface, direction, *order),
             TcAttach::Clsact(options) => Link::clsact(program, interface, direction, options),
-            TcAttach::Auto => match Link::tcx(program, interface, direction, Order::default()) {
-                Err(LinkError::Attach { tried, .. })
-                    if tried.iter().all(|t| net::too_old(&t.1)) =>
-                {
-                    filter(
-                        program,
-                        interface,
-                        direction,
-                        &ClsactOptions::default(),
-                        tried,
-                    )
-                }
-                result => result,
-            },
+            TcAttach::Auto => {
+                let (order, options) = (Order::default(), ClsactOptions::default());
+                either(program, interface, direction, order, &options)
+            }
+            TcAttach::Either(order, options) => {
+                either(program, interface, direction, *order, options)
+            }
         }
     }
 
@@ -258,6 +281,21 @@ impl Link {
     }
 }
 
+fn either(
+    program: &Program,
+    interface: &Interface,
+    direction: Direction,
+    order: Order,
+    options: &ClsactOptions,
+) -> Result<Link, LinkError> {
+    match Link::tcx(program, interface, direction, order) {
+        Err(LinkError::Attach { tried, .. }) if tried.iter().all(|t| net::too_old(&t.1)) => {
+            filter(program, interface, direction, options, tried)
+        }
+        result => result,
+    }
+}
+
 /// Links of hooks that order their programs.
 fn ordered(
     program: &Program,
@@ -286,7 +324,9 @@ fn ordered(
                 .then(|| net::program_id(program.as_fd()).ok())
                 .flatten();
             let tried = vec![(mechanism.as_str(), err)];
-            Err(net::refused_on(interface, index, holder, target, tried))
+            Err(net::refused_on(
+                mechanism, interface, index, holder, target, tried,
+            ))
         }
     }
 }
@@ -322,6 +362,7 @@ fn filter(
             });
             tried.push((Mechanism::Clsact.as_str(), err));
             Err(net::refused_on(
+                Mechanism::Clsact,
                 interface,
                 index,
                 holder.flatten(),
@@ -353,7 +394,7 @@ impl Filter {
     ) -> Result<Filter, SysError> {
         let namespace = interface.namespace()?;
         let name = match options.name.as_str() {
-            "" => program.name(),
+            "" => &owned_name(program.section(), &options.uid)?,
             name => name,
         };
         let spec = FilterSpec {
@@ -372,19 +413,30 @@ impl Filter {
             },
         };
         let mut rtnl = namespace.rtnl()?;
+        // Nobody of ours takes an unused clsact away or sweeps meanwhile.
+        let lock = namespace.lock();
         let mut attempts = QDISC_ATTEMPTS;
         let added = loop {
             attempts -= 1;
             let ours = match rtnl.clsact_add(index) {
                 Ok(()) => true,
-                Err(err) if err.is(Errno::EEXIST) => false,
+                Err(err) if err.is(Errno::EEXIST) => {
+                    if parent == TcParent::EGRESS {
+                        refuse_ingress_qdisc(&mut rtnl, index, err)?;
+                    }
+                    if lock.is_some() {
+                        // What cannot be removed is in nobody's way.
+                        let _ = sweep(&mut rtnl, index, parent);
+                    }
+                    false
+                }
                 Err(err) => return Err(err),
             };
             match rtnl.filter_add(&spec) {
                 Ok(added) => break added,
                 Err(err) => {
                     // Another process may have removed clsact in between.
-                    if attempts > 0 && !ours && !has_clsact(&mut rtnl, index)? {
+                    if attempts > 0 && !ours && rtnl.clsact(index)?.is_none() {
                         continue;
                     }
                     if ours {
@@ -394,7 +446,9 @@ impl Filter {
                 }
             }
         };
+        drop(lock);
         drop(rtnl);
+        namespace.filter_added(index);
         Ok(Filter {
             namespace,
             added,
@@ -419,7 +473,9 @@ impl Filter {
 
 impl Attachment for Filter {
     fn detach(&self) -> Result<(), SysError> {
+        self.namespace.filter_removed(self.added.id.index);
         let mut rtnl = self.namespace.rtnl()?;
+        let lock = self.namespace.lock();
         if self.is_ours(&mut rtnl)? {
             match rtnl.filter_delete(&self.added.id) {
                 Err(err) if !matches!(err.errno(), Errno::ENOENT | Errno::ENODEV) => {
@@ -429,8 +485,10 @@ impl Attachment for Filter {
             }
         }
         match self.qdisc {
-            QdiscCleanup::Keep => Ok(()),
-            QdiscCleanup::RemoveIfUnused => remove_unused_clsact(&mut rtnl, self.added.id.index),
+            QdiscCleanup::RemoveIfUnused if lock.is_some() => {
+                remove_unused_clsact(&mut rtnl, self.added.id.index)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -456,16 +514,97 @@ impl Attachment for Filter {
     }
 }
 
-fn has_clsact(rtnl: &mut Rtnl, index: u32) -> Result<bool, SysError> {
-    Ok(rtnl
-        .qdiscs(index)?
-        .iter()
-        .any(|qdisc| qdisc.kind == "clsact"))
+/// Longest name of a filter, without its terminating zero.
+const MAX_NAME_LEN: usize = 255;
+
+/// `OWNER SECTION_UID_PID`. It ends in what the filters of other managers are
+/// called, so that people and sweepers who know those read it right.
+fn owned_name(section: &str, uid: &str) -> Result<String, SysError> {
+    let owner = Owner::this_process()?;
+    let (group, pid) = (owner.group(), owner.pid);
+    // The mark of programs that are loaded on request says nothing here.
+    let section = section.trim_start_matches('?');
+    let mut name = format!("{group} {section}");
+    let tail = format!("_{uid}_{pid}");
+    let mut room = MAX_NAME_LEN.saturating_sub(tail.len()).min(name.len());
+    while !name.is_char_boundary(room) {
+        room -= 1;
+    }
+    name.truncate(room);
+    name.push_str(&tail);
+    Ok(name)
+}
+
+/// Whether a filter's name says that it is of a process that is gone.
+fn is_stale(name: &str) -> bool {
+    name.split_once(' ')
+        .and_then(|(owner, _)| Owner::parse(owner))
+        .is_some_and(|owner| owner.is_gone_here())
+}
+
+/// Removes filters of processes that are gone. The caller holds the lock:
+/// otherwise a number read here could be another filter's when it is deleted.
+fn sweep(rtnl: &mut Rtnl, index: u32, parent: TcParent) -> Result<usize, SysError> {
+    let mut removed = 0;
+    for filter in rtnl.filters(index, parent)? {
+        if filter.kind == "bpf" && filter.chain == 0 && is_stale(&filter.name) {
+            removed += usize::from(rtnl.filter_delete(&filter.id).is_ok());
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes the filters that processes using this library left on an interface
+/// when they were killed, and returns how many.
+///
+/// A filter is known by its name (see [`ClsactOptions::name`]): those of
+/// living processes, of processes in other pid namespaces and of other
+/// programs are not touched. Several processes may sweep at the same time.
+/// Attaching to clsact does this too, in its direction.
+///
+/// # Errors
+/// [`LinkError::NoInterface`]; [`LinkError::Operation`], with `EBUSY` if
+/// another process sweeps and does not end.
+pub fn remove_stale_filters(interface: &Interface) -> Result<usize, LinkError> {
+    let index = interface.index()?;
+    let sweep = || {
+        let namespace = interface.namespace()?;
+        let mut rtnl = namespace.rtnl()?;
+        let Some(_lock) = namespace.lock() else {
+            return Err(SysError::new("flock", Errno::EBUSY));
+        };
+        match rtnl.clsact(index)? {
+            None => Ok(0),
+            Some(qdisc) if qdisc.kind == CLSACT => Ok(sweep(&mut rtnl, index, TcParent::INGRESS)?
+                + sweep(&mut rtnl, index, TcParent::EGRESS)?),
+            Some(_) => sweep(&mut rtnl, index, TcParent::INGRESS),
+        }
+    };
+    sweep().map_err(|source| match source.errno() {
+        Errno::ENODEV => interface.missing(source),
+        _ => LinkError::Operation {
+            target: format!("filters of {interface}"),
+            source,
+        },
+    })
+}
+
+const CLSACT: &str = "clsact";
+
+/// Refuses leaving packets where the older `ingress` is in the place of
+/// clsact: the kernel would take the filter and run it on arriving ones.
+fn refuse_ingress_qdisc(rtnl: &mut Rtnl, index: u32, err: SysError) -> Result<(), SysError> {
+    match rtnl.clsact(index)? {
+        Some(qdisc) if qdisc.kind != CLSACT => {
+            Err(err.with_detail("the qdisc ingress takes the place of clsact: remove it"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes clsact if nobody has a filter on it.
 fn remove_unused_clsact(rtnl: &mut Rtnl, index: u32) -> Result<(), SysError> {
-    if !has_clsact(rtnl, index)? {
+    if rtnl.clsact(index)?.is_none_or(|qdisc| qdisc.kind != CLSACT) {
         return Ok(());
     }
     for parent in [TcParent::INGRESS, TcParent::EGRESS] {
@@ -477,5 +616,31 @@ fn remove_unused_clsact(rtnl: &mut Rtnl, index: u32) -> Result<(), SysError> {
         // Somebody else was faster.
         Err(err) if err.is(Errno::EINVAL) => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_filters() {
+        let pid = Owner::this_process().unwrap().pid;
+        let name = owned_name("?tc/ingress", "agent").unwrap();
+        assert!(name.starts_with("ebpf_manager_"), "{name}");
+        assert!(
+            name.ends_with(&format!(" tc/ingress_agent_{pid}")),
+            "{name}"
+        );
+        assert!(!is_stale(&name), "{name}");
+        let long = owned_name(&"é".repeat(200), "agent").unwrap();
+        assert!(long.len() <= MAX_NAME_LEN, "{long}");
+        assert!(long.ends_with(&format!("_agent_{pid}")), "{long}");
+        let gone = name.replacen(&pid.to_string(), &(u32::MAX >> 1).to_string(), 1);
+        assert!(is_stale(&gone), "{gone}");
+        // Whatever another tool calls its filters.
+        for foreign in ["", "tc_0", "section_uid_1", "ebpf_manager_1 tc__1"] {
+            assert!(!is_stale(foreign), "{foreign}");
+        }
     }
 }

@@ -205,7 +205,7 @@ impl Link {
         match sys::raw_tracepoint_open(None, program.as_fd(), 0) {
             Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen)),
             Err(err) => {
-                tried.push(("raw_tracepoint_open", err));
+                tried.push(("raw_tracepoint_open", attached_before(program, err)));
                 Err(failed(&target, tried))
             }
         }
@@ -256,6 +256,21 @@ impl Link {
         sys::iter_create(link)
             .map(File::from)
             .map_err(|source| self.operation(source))
+    }
+}
+
+/// Says so if the kernel may have refused because the program was attached
+/// once already: it says so itself by an error that means many things.
+#[cold]
+fn attached_before(program: &Program, err: SysError) -> SysError {
+    match (program.program_type(), err.errno()) {
+        (ProgramType::EXT, Errno::EINVAL) => err.with_detail(
+            "one that was attached before goes there again by Link::freplace only (Linux 5.10)",
+        ),
+        (_, Errno::ENOENT) => err.with_detail(
+            "Linux before 5.13 attaches such a program once: load it again to attach it again",
+        ),
+        _ => err,
     }
 }
 
@@ -322,12 +337,15 @@ pub(super) fn on_event(
                 let unknown = err.is(Errno::EINVAL) || err.is(Errno::E2BIG);
                 tried.push(("perf event link", err));
                 if !unknown || way.by == Some(Mechanism::PerfEventLink) {
+                    // Before what made it in tracefs is removed.
+                    drop(event);
                     return Err(failed(&target, tried));
                 }
             }
         }
     }
     if way.cookie != 0 {
+        drop(event);
         return Err(LinkError::Unsupported {
             feature: "an attach cookie",
             since: "5.15",
@@ -340,6 +358,7 @@ pub(super) fn on_event(
         }
         Err(err) => {
             tried.push(("perf event ioctl", err));
+            drop(event);
             Err(failed(&target, tried))
         }
     }

@@ -1,8 +1,9 @@
 //! XDP: by link, or by rtnetlink on kernels before 5.9.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType};
+use ebpf_manager_sys::abi::bpf::{AttachType, ElemFlags, ProgramType};
+use ebpf_manager_sys::abi::pod;
 use ebpf_manager_sys::bpf::{LinkCreate, LinkOptions, Target};
 use ebpf_manager_sys::rtnl::{Rtnl, XdpFlags};
 use ebpf_manager_sys::{Errno, SysError, fd};
@@ -13,6 +14,7 @@ use super::standing::{Attachment, Standing};
 use super::trace::expect_type;
 use super::{Inner, Link, Mechanism};
 use crate::error::LinkError;
+use crate::map::Map;
 use crate::program::Program;
 
 /// Where an interface runs an XDP program.
@@ -57,7 +59,8 @@ impl Link {
     /// Linux 4.8 (4.12 for a mode other than [`XdpMode::Auto`]).
     ///
     /// # Errors
-    /// [`LinkError::WrongType`]; [`LinkError::NoInterface`];
+    /// [`LinkError::WrongType`]; [`LinkError::WrongAttachType`] for a program
+    /// that belongs into a map; [`LinkError::NoInterface`];
     /// [`LinkError::AlreadyAttached`] if the interface has an XDP program;
     /// [`LinkError::Attach`] with every way tried.
     pub fn xdp(
@@ -66,6 +69,7 @@ impl Link {
         options: XdpOptions,
     ) -> Result<Link, LinkError> {
         expect_type(program, "XDP hook", &[ProgramType::XDP])?;
+        net::expect_attach_type(program, AttachType::XDP)?;
         let index = interface.index()?;
         let target = format!("XDP of {interface}");
         let mut tried = Vec::new();
@@ -83,7 +87,8 @@ impl Link {
                     let next = options.method == Method::Auto && net::too_old(&err);
                     tried.push(("link", err));
                     if !next {
-                        return Err(refused(interface, index, target, tried));
+                        let last = Mechanism::XdpLink;
+                        return Err(refused(interface, index, last, target, tried));
                     }
                 }
             }
@@ -107,6 +112,7 @@ impl Link {
         expected: &Program,
     ) -> Result<Link, LinkError> {
         expect_type(program, "XDP hook", &[ProgramType::XDP])?;
+        net::expect_attach_type(program, AttachType::XDP)?;
         let index = interface.index()?;
         let target = format!("XDP of {interface}");
         by_netlink(
@@ -118,6 +124,107 @@ impl Link {
             target,
             Vec::new(),
         )
+    }
+}
+
+impl Map {
+    /// Lets packets that are redirected to `key` of this map of devices
+    /// (`BPF_MAP_TYPE_DEVMAP`, `_DEVMAP_HASH`) leave by `interface`, `program`
+    /// running on each of them first.
+    ///
+    /// The program (`SEC("xdp/devmap")`) needs a map with values of 8 bytes,
+    /// `struct bpf_devmap_val`, and Linux 5.8. It goes with the element.
+    ///
+    /// # Errors
+    /// [`LinkError::WrongType`]; [`LinkError::WrongAttachType`];
+    /// [`LinkError::NoInterface`]; [`LinkError::Operation`], with `EINVAL` if
+    /// the map has no room for a program.
+    pub fn set_device(
+        &self,
+        key: u32,
+        interface: &Interface,
+        program: Option<&Program>,
+    ) -> Result<(), LinkError> {
+        let index = interface.index()?;
+        let set = || self.set_redirect(key, index, program, AttachType::XDP_DEVMAP);
+        // The map looks the interface up where the calling thread is.
+        let result = match interface.named_namespace() {
+            None => set(),
+            Some(namespace) => {
+                let mut result = Ok(());
+                namespace
+                    .run(&mut || {
+                        result = set();
+                        Ok(())
+                    })
+                    .map_err(|source| self.refuses(source))?;
+                result
+            }
+        };
+        match result {
+            Err(LinkError::Operation { target, source }) => {
+                let tried = |namespace: NetNamespace| namespace.rtnl()?.link_by_index(index);
+                match interface.namespace().and_then(tried) {
+                    Err(source) if source.is(Errno::ENODEV) => Err(interface.missing(source)),
+                    _ => Err(LinkError::Operation { target, source }),
+                }
+            }
+            result => result,
+        }
+    }
+
+    /// Lets packets that are redirected to `cpu` of this map of CPUs
+    /// (`BPF_MAP_TYPE_CPUMAP`) be handled there, up to `queue_size` of them
+    /// waiting, `program` running on each first.
+    ///
+    /// The program (`SEC("xdp/cpumap")`) needs a map with values of 8 bytes,
+    /// `struct bpf_cpumap_val`, and Linux 5.9. It goes with the element.
+    ///
+    /// # Errors
+    /// [`LinkError::WrongType`]; [`LinkError::WrongAttachType`];
+    /// [`LinkError::Operation`], with `EINVAL` if the map has no room for a
+    /// program, `ENODEV` if there is no such CPU.
+    pub fn set_cpu(
+        &self,
+        cpu: u32,
+        queue_size: u32,
+        program: Option<&Program>,
+    ) -> Result<(), LinkError> {
+        self.set_redirect(cpu, queue_size, program, AttachType::XDP_CPUMAP)
+    }
+
+    fn set_redirect(
+        &self,
+        key: u32,
+        value: u32,
+        program: Option<&Program>,
+        hook: AttachType,
+    ) -> Result<(), LinkError> {
+        let Some(program) = program else {
+            // A descriptor of 0 is none in both maps.
+            let value = [value, 0];
+            let bytes = pod::bytes_of(&value);
+            let bytes = bytes.get(..self.value_size()).unwrap_or(bytes);
+            return self.set_raw(key, bytes);
+        };
+        expect_type(program, "XDP map", &[ProgramType::XDP])?;
+        net::expect_attach_type(program, hook)?;
+        let value = [value, program.as_fd().as_raw_fd().unsigned_abs()];
+        self.set_raw(key, pod::bytes_of(&value))
+    }
+
+    fn set_raw(&self, key: u32, value: &[u8]) -> Result<(), LinkError> {
+        self.raw()
+            .update(&key.to_ne_bytes(), value, ElemFlags::empty())
+            .map_err(|source| self.refuses(source))
+    }
+
+    #[cold]
+    fn refuses(&self, source: SysError) -> LinkError {
+        LinkError::Operation {
+            target: format!("map {}", self.name()),
+            source,
+        }
     }
 }
 
@@ -138,7 +245,8 @@ fn by_netlink(
         }),
         Err(err) => {
             tried.push(("rtnetlink", err));
-            Err(refused(interface, index, target, tried))
+            let last = Mechanism::XdpNetlink;
+            Err(refused(interface, index, last, target, tried))
         }
     }
 }
@@ -148,6 +256,7 @@ fn by_netlink(
 fn refused(
     interface: &Interface,
     index: u32,
+    last: Mechanism,
     target: String,
     tried: Vec<(&'static str, SysError)>,
 ) -> LinkError {
@@ -165,7 +274,7 @@ fn refused(
         .flatten()
         // A mode without a program counts as 0.
         .map(|link| link.xdp.drv.max(link.xdp.skb).max(link.xdp.hw));
-    net::refused_on(interface, index, holder, target, tried)
+    net::refused_on(last, interface, index, holder, target, tried)
 }
 
 /// A program attached by rtnetlink.

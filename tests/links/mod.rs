@@ -1,0 +1,12 @@
+//! Families of hooks.
+
+mod life;
+
+mod cgroup;
+mod namespace;
+mod probe;
+mod route;
+mod socket;
+mod tc;
+mod trace;
+mod xdp;
