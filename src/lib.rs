@@ -54,6 +54,12 @@ mod stream;
 mod turn;
 mod wiring;
 
+#[cfg(doc)]
+#[doc = include_str!("SEED.md")]
+pub mod seed {
+    use super::*;
+}
+
 pub use ebpf_manager_bpf as bpf;
 pub use ebpf_manager_bpf::elf;
 

@@ -57,10 +57,12 @@ pub(crate) fn load(
     let collection =
         Collection::load(&draft.object, options).map_err(|err| name_pin(err, &draft.existing))?;
     let collection = Arc::new(collection);
-    for (entry, map) in maps.iter_mut().zip(collection.maps()) {
-        entry.map = Some(map.clone());
+    for entry in &mut maps {
+        // One that was to be left out is not there.
+        entry.map = collection.map(&entry.name).cloned();
         // A pin that the load made goes if the rest fails.
-        if let (Origin::Created, Some(path)) = (entry.origin, entry.pin.clone()) {
+        let made = entry.origin == Origin::Created && entry.map.is_some();
+        if let (true, Some(path)) = (made, entry.pin.clone()) {
             undo.push(move || drop(std::fs::remove_file(path)));
         }
     }
@@ -273,6 +275,7 @@ fn choose_programs(declaration: &Builder, selectors: &[Selector], draft: &mut Dr
 
 /// A map before the load.
 struct Planned {
+    name: String,
     origin: Origin,
     pin: Option<PathBuf>,
     always_cleanup: bool,
@@ -298,6 +301,7 @@ fn entries(draft: &Draft) -> Vec<Planned> {
         let mut existing = draft.existing.iter();
         if let Some(entry) = existing.find(|entry| entry.map.name() == spec.name) {
             return Planned {
+                name: spec.name.clone(),
                 origin: entry.origin,
                 pin: entry.pin.clone(),
                 always_cleanup: entry.always_cleanup,
@@ -308,6 +312,7 @@ fn entries(draft: &Draft) -> Vec<Planned> {
         let pin = by_name.then(|| draft.options.pin_dir.join(&spec.name));
         let is_there = pin.as_ref().is_some_and(|path| path.exists());
         Planned {
+            name: spec.name.clone(),
             origin: if is_there {
                 Origin::Pin
             } else {

@@ -370,6 +370,14 @@ impl Builder {
         self
     }
 
+    /// Keeps a map from being created. A program that uses it cannot be
+    /// loaded, unless the verifier finds that use unreachable. An object
+    /// without the map fails [`Manager::init`].
+    #[must_use]
+    pub fn exclude_map(self, map: impl Into<String>) -> Builder {
+        self.edit_map(map, |spec| spec.skip = true)
+    }
+
     /// Most threads that load programs; 1 for one after the other. As many as
     /// there are CPUs unless set.
     #[must_use]

@@ -103,6 +103,29 @@ impl Manager {
         })
     }
 
+    /// Asks the kernel whether a probe's hook still has its program: it has not
+    /// when its interface or cgroup is gone, or when somebody else removed it.
+    /// False for a probe that is not attached, or paused.
+    ///
+    /// # Errors
+    /// [`ManagerError::State`], [`ManagerError::NotThere`];
+    /// [`ManagerError::Attach`] where the kernel does not tell, with
+    /// [`LinkError::Impossible`](crate::bpf::LinkError::Impossible).
+    pub fn is_attached(&self, id: impl Into<ProbeId>) -> Result<bool, ManagerError> {
+        let mut attached = false;
+        self.with_probe(&id.into(), &mut |_, cell| {
+            // Nobody else touches it while this has its turn.
+            let link = cell.status.lock().link.take();
+            if let Some(link) = link {
+                let answer = link.is_attached();
+                cell.status.lock().link = Some(link);
+                attached = answer.map_err(|error| of_probe(cell, error.into()))?;
+            }
+            Ok(())
+        })?;
+        Ok(attached)
+    }
+
     fn with_probe(
         &self,
         id: &ProbeId,

@@ -23,6 +23,8 @@ mod handlers;
 mod manage;
 #[path = "lifecycle/selection.rs"]
 mod selection;
+#[path = "lifecycle/traps.rs"]
+mod traps;
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -31,6 +31,7 @@ mod core;
 mod cure;
 mod error;
 mod externs;
+mod host;
 mod kconfig;
 mod kernel_btf;
 mod link;
@@ -54,6 +55,7 @@ pub use error::{
     KernelBtfError, LinkError, LoadError, MapError, MissingSymbol, ProgramError, ReaderError,
     Rejection,
 };
+pub use host::{host_pid, tracepoint_id};
 pub use kernel_btf::KernelBtf;
 pub use link::{
     AttachedProgram, CgroupOptions, ClsactOptions, Direction, Fragments, HookPrograms, Interface,
