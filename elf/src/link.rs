@@ -203,6 +203,50 @@ impl<'o> Linker<'o> {
             .flat_map(Block::core_relos)
     }
 
+    /// The CO-RE relocations of these programs, those of the functions they
+    /// use included.
+    pub fn core_relos_of<'p>(
+        &self,
+        programs: impl IntoIterator<Item = &'p ProgramSpec>,
+    ) -> Vec<CoreRelo> {
+        let mut relos = Vec::new();
+        if self.blocks.iter().all(|blocks| blocks.core.is_none()) {
+            return relos;
+        }
+        let mut pending: Vec<u32> = programs.into_iter().map(|p| p.function).collect();
+        let mut seen = vec![false; self.object.functions.len()];
+        while let Some(index) = pending.pop() {
+            let function = self.object.functions.get(index as usize);
+            let (Some(function), Some(seen)) = (function, seen.get_mut(index as usize)) else {
+                continue;
+            };
+            if std::mem::replace(seen, true) {
+                continue;
+            }
+            let blocks = self.blocks.get(function.code as usize);
+            if let Some(block) = blocks.and_then(|blocks| blocks.core.as_ref()) {
+                let size = block.record_size().max(CoreRelo::SIZE) as usize;
+                let records = block.records_in(function.start..function.start + function.len);
+                relos.extend(records.chunks_exact(size).filter_map(CoreRelo::from_bytes));
+            }
+            let refers = function.relocs.start as usize..function.relocs.end as usize;
+            for reloc in self.object.relocs.get(refers).unwrap_or_default() {
+                if let Target::Call(next) | Target::Address(next) = reloc.target {
+                    pending.push(next);
+                }
+            }
+        }
+        relos
+    }
+
+    /// Whether all code with CO-RE relocations has function records, without
+    /// which the kernel does not look at relocations.
+    pub fn kernel_can_relocate(&self) -> bool {
+        self.blocks
+            .iter()
+            .all(|blocks| blocks.core.is_none() || blocks.funcs.is_some())
+    }
+
     /// Links `program` into `out`, which is cleared first.
     ///
     /// # Errors

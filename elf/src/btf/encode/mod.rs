@@ -5,6 +5,7 @@
 //! [`BtfBuilder`] copies a blob, fills and rewrites it in place so that type
 //! ids keep their numbers, and gives the bytes for `BPF_BTF_LOAD`.
 
+mod merge;
 mod sanitize;
 
 pub use sanitize::{BtfFeatures, ObjectFacts, VarFact};
@@ -13,6 +14,34 @@ use crate::btf::parse::{BtfError, BtfProblem, HEADER_SIZE, MAGIC};
 use crate::btf::types::{Kind, Linkage, SecVar, Type, TypeId};
 use crate::btf::{Btf, TYPE_HEADER_SIZE, info_kind, info_vlen, utf8_prefix};
 use crate::cursor::{c_str_at, name_at, u32_at};
+
+/// What a word behind a type's header is.
+enum Meaning {
+    Name,
+    Type,
+    Number,
+}
+
+/// What word `nth` behind the header of a type of this kind is.
+fn meaning(kind: Kind, nth: usize) -> Meaning {
+    // Words per element, and which of them are a name and a type id.
+    let (each, name_at, type_at) = match kind {
+        Kind::STRUCT | Kind::UNION => (3, Some(0), Some(1)),
+        Kind::FUNC_PROTO => (2, Some(0), Some(1)),
+        Kind::ENUM => (2, Some(0), None),
+        Kind::ENUM64 => (3, Some(0), None),
+        Kind::DATASEC => (3, None, Some(0)),
+        _ => (1, None, None),
+    };
+    let place = Some(nth % each);
+    if place == name_at {
+        Meaning::Name
+    } else if place == type_at || kind == Kind::ARRAY && nth < 2 {
+        Meaning::Type
+    } else {
+        Meaning::Number
+    }
+}
 
 /// A member for [`BtfBuilder::add_struct`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -322,25 +351,13 @@ impl BtfBuilder {
         for word in [name, ty.info, payload] {
             self.types.extend_from_slice(&word.to_ne_bytes());
         }
-        // Words per element, and which of them are a name and a type id.
-        let (each, name_at, type_at) = match kind {
-            Kind::STRUCT | Kind::UNION => (3, Some(0), Some(1)),
-            Kind::FUNC_PROTO => (2, Some(0), Some(1)),
-            Kind::ENUM => (2, Some(0), None),
-            Kind::ENUM64 => (3, Some(0), None),
-            Kind::DATASEC => (3, None, Some(0)),
-            _ => (1, None, None),
-        };
         let (words, rest) = ty.data.as_chunks::<4>();
         for (nth, word) in words.iter().enumerate() {
             let word = u32::from_ne_bytes(*word);
-            let place = Some(nth % each);
-            let word = if place == name_at {
-                self.add_string(from.name_bytes(word))
-            } else if place == type_at || kind == Kind::ARRAY && nth < 2 {
-                id(word)
-            } else {
-                word
+            let word = match meaning(kind, nth) {
+                Meaning::Name => self.add_string(from.name_bytes(word)),
+                Meaning::Type => id(word),
+                Meaning::Number => word,
             };
             self.types.extend_from_slice(&word.to_ne_bytes());
         }

@@ -13,7 +13,7 @@ fn member(name: &str, type_id: TypeId, bit_offset: u32, bit_size: u8) -> NewMemb
 }
 
 /// One type of every kind.
-fn every_kind() -> BtfBuilder {
+pub(super) fn every_kind() -> BtfBuilder {
     let mut b = BtfBuilder::new();
     let int = b.add_int("int", 4, true);
     let ptr = b.add_ptr(int);
