@@ -16,7 +16,7 @@ use common::{
     require, run,
 };
 use ebpf_manager::bpf::{
-    Collection, Errno, LoadError, LoadOptions, Map, MapError, MapType, ProgramError, pod,
+    Collection, CoreBy, Errno, LoadError, LoadOptions, Map, MapError, MapType, ProgramError, pod,
 };
 use ebpf_manager::elf::MapSpec;
 
@@ -222,16 +222,57 @@ fn load_core_relocations_against_this_kernel() {
     }
     let _leaks = LeakCheck::begin();
     let object = object("core.bpf.o");
-    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
-    for program in collection.programs() {
-        let line = run(program);
-        assert_eq!(
-            line,
-            0,
-            "core: {} fails its check in line {line}",
-            program.name()
-        );
+    for core in [CoreBy::Loader, CoreBy::Kernel] {
+        let mut options = LoadOptions::default();
+        options.core = core;
+        let collection = Collection::load(&object, options).unwrap();
+        for program in collection.programs() {
+            let line = run(program);
+            assert_eq!(
+                line,
+                0,
+                "core: {} fails its check in line {line} ({core:?})",
+                program.name()
+            );
+        }
     }
+}
+
+#[test]
+fn load_lets_the_kernel_say_which_core_relocation_is_missing() {
+    if !require(&Feature::new("CO-RE by the kernel", 5, 17).config(&["CONFIG_DEBUG_INFO_BTF"])) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("core_missing.bpf.o");
+    let mut options = LoadOptions::default();
+    options.core = CoreBy::Kernel;
+    let names = object.programs().iter().map(|p| p.name.clone());
+    options.optional = names.filter(|name| name.starts_with("err_")).collect();
+    options.include.clone_from(&options.optional);
+    let collection = Collection::load(&object, options).unwrap();
+    assert!(collection.program("core_missing_none").is_some());
+    for name in ["err_core_missing_field", "err_core_missing_type"] {
+        let err = collection.failure(name).unwrap();
+        let ProgramError::Rejected(rejection) = err else {
+            panic!("{err}")
+        };
+        let core = rejection.core.as_deref().unwrap_or_else(|| panic!("{err}"));
+        assert!(core.contains("no_such"), "{core}");
+        assert!(core.ends_with("so says the kernel"), "{core}");
+    }
+}
+
+/// The kernel's types are not looked at for programs that are left out.
+#[test]
+fn load_counts_relocations_of_the_programs_it_wants() {
+    let object = object("core.bpf.o");
+    let linker = object.linker().unwrap();
+    assert_eq!(linker.core_relos_of([]).len(), 0);
+    let all = linker.core_relos_of(object.programs()).len();
+    assert_eq!(all, linker.core_relos().count());
+    let first = linker.core_relos_of(object.programs().first()).len();
+    assert!(0 < first && first < all, "{first} of {all}");
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct LoadOptions {
     /// BTF to resolve CO-RE relocations against instead of the running
     /// kernel's.
     pub kernel_btf: Option<Arc<KernelBtf>>,
+    /// Who resolves CO-RE relocations; the loader unless set.
+    pub core: CoreBy,
     /// Text of a kernel configuration (`CONFIG_BPF=y` and so on, a line each)
     /// to use instead of the running kernel's, which is read from
     /// `/proc/config.gz` (with the feature `kconfig-gz`), `/boot` or
@@ -84,6 +86,7 @@ impl Default for LoadOptions {
         LoadOptions {
             pin_dir: PathBuf::from("/sys/fs/bpf"),
             kernel_btf: None,
+            core: CoreBy::Loader,
             kernel_config: None,
             log_limit_bytes: 64 << 20,
             include: Vec::new(),
@@ -96,6 +99,23 @@ impl Default for LoadOptions {
             copies: Vec::new(),
         }
     }
+}
+
+/// Who resolves CO-RE relocations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CoreBy {
+    /// The loader: on every kernel, and with [`LoadOptions::kernel_btf`]
+    /// against another's types. If the verifier reaches an instruction that
+    /// cannot work, the error says what this kernel lacks, and why.
+    #[default]
+    Loader,
+    /// The kernel's verifier, from Linux 5.17 on; below that, for an object
+    /// without function records, and with [`LoadOptions::kernel_btf`], the
+    /// loader all the same. The kernel's types are not touched for it, which
+    /// spares what reading them takes before Linux 6.16: some milliseconds
+    /// and 5 MB. Patchers see instructions that are not relocated.
+    Kernel,
 }
 
 /// One more copy of a program of an object: the same instructions, with

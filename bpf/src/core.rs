@@ -1,10 +1,13 @@
 //! CO-RE during a load: one resolver for all programs, and the poison that
 //! explains a refusal.
 
-use ebpf_manager_elf::core_relo::{Poison, ReloKind, Resolver, poisoned_relo};
-use ebpf_manager_elf::{LinkedProgram, ProgramSpec};
+use ebpf_manager_elf::btf::ext::CoreRelo;
+use ebpf_manager_elf::core_relo::{Poison, ReloKind, Resolver, describe, poisoned_relo};
+use ebpf_manager_elf::{LinkedProgram, Linker, ProgramSpec};
+use ebpf_manager_sys::abi::insn::Insn;
 
 use crate::error::{KernelBtfError, ProgramError};
+use crate::verify::Prepared;
 
 /// Resolves the CO-RE relocations of one program after the other.
 pub(crate) struct CoreRelocator<'a> {
@@ -12,14 +15,39 @@ pub(crate) struct CoreRelocator<'a> {
     resolver: Option<Resolver<'a>>,
     /// Why the kernel's types cannot be had; programs that need them fail.
     missing: Option<KernelBtfError>,
+    /// The kernel resolves them.
+    by_kernel: bool,
 }
 
 impl<'a> CoreRelocator<'a> {
     pub(crate) fn new(
         resolver: Option<Resolver<'a>>,
         missing: Option<KernelBtfError>,
+        by_kernel: bool,
     ) -> CoreRelocator<'a> {
-        CoreRelocator { resolver, missing }
+        CoreRelocator {
+            resolver,
+            missing,
+            by_kernel,
+        }
+    }
+
+    /// If the kernel is to resolve them, the relocations of a program in its
+    /// words, once the program's instructions stay where they are.
+    pub(crate) fn hand_over(&self, linked: &LinkedProgram, records: &mut Vec<u8>) {
+        records.clear();
+        for relo in linked.core_relos.iter().filter(|_| self.by_kernel) {
+            let CoreRelo {
+                type_id,
+                access_off,
+                kind,
+                ..
+            } = relo.record;
+            let offset = relo.insn * size_of::<Insn>() as u32;
+            for word in [offset, type_id, access_off, kind] {
+                records.extend_from_slice(&word.to_ne_bytes());
+            }
+        }
     }
 
     /// Patches a linked program. `poisons` are its instructions that cannot
@@ -62,9 +90,24 @@ impl<'a> CoreRelocator<'a> {
 }
 
 /// What the verifier stumbled over when it reports an unknown function of
-/// this number.
-pub(crate) fn explain(poisons: &[Poison], function: u32) -> Option<String> {
+/// this number at instruction `insn`.
+pub(crate) fn explain(
+    program: &Prepared,
+    linker: &Linker<'_>,
+    function: u32,
+    insn: Option<u32>,
+) -> Option<String> {
     let index = poisoned_relo(function)?;
-    let poison = poisons.iter().find(|p| p.index == index)?;
-    Some(format!("CO-RE relocation cannot be satisfied: {poison}"))
+    if program.core_relos.is_empty() {
+        let poison = program.poisons.iter().find(|p| p.index == index)?;
+        return Some(format!("CO-RE relocation cannot be satisfied: {poison}"));
+    }
+    // The kernel gives all of them one number.
+    let mut relos = program.linked.core_relos.iter();
+    let relo = relos.find(|relo| Some(relo.insn) == insn)?.record;
+    Some(format!(
+        "CO-RE relocation cannot be satisfied: {} of {}: so says the kernel",
+        ReloKind(relo.kind),
+        describe(linker.btf()?, &relo)
+    ))
 }

@@ -82,18 +82,28 @@ impl KernelBtf {
     /// Requires at least Linux 5.11 with `CONFIG_DEBUG_INFO_BTF_MODULES`;
     /// otherwise there are none.
     pub fn modules() -> impl Iterator<Item = KernelBtf> {
-        let mut paths: Vec<PathBuf> = std::fs::read_dir(DIRECTORY)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path != Path::new(VMLINUX))
-            .collect();
-        paths.sort_unstable();
+        let paths = modules_of(Path::new(DIRECTORY)).unwrap_or_default();
         paths.into_iter().filter_map(|path| {
             let data = Data::Owned(read(&path).ok()?);
             Some(KernelBtf { data })
         })
+    }
+
+    /// The same of another kernel, from a copy of its `/sys/kernel/btf`: all
+    /// files of the directory `dir` but `vmlinux`.
+    ///
+    /// # Errors
+    /// [`KernelBtfError::Read`].
+    pub fn modules_in(dir: &Path) -> Result<Vec<KernelBtf>, KernelBtfError> {
+        let paths = modules_of(dir).map_err(|err| KernelBtfError::Read {
+            source: SysError::from_io("readdir", &err).with_path(dir),
+            cure: None,
+        })?;
+        let read = |path: PathBuf| {
+            let data = Data::Owned(read(&path)?);
+            Ok(KernelBtf { data })
+        };
+        paths.into_iter().map(read).collect()
     }
 
     /// The BTF that the kernel numbers `id`: its own, a module's or one that a
@@ -136,6 +146,16 @@ impl KernelBtf {
     pub fn btf(&self) -> Result<Btf<'_>, KernelBtfError> {
         Btf::parse_trusted(self.as_bytes(), None).map_err(|source| KernelBtfError::Parse { source })
     }
+}
+
+/// The files of a directory but `vmlinux`, in order of names.
+fn modules_of(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = entries
+        .filter(|path| path.file_name().is_some_and(|name| name != "vmlinux"))
+        .collect();
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KernelBtfError> {

@@ -17,9 +17,10 @@ use ebpf_manager_sys::Errno;
 use ebpf_manager_sys::abi::bpf::ProgramType;
 use ebpf_manager_sys::abi::insn::Insn;
 use ebpf_manager_sys::bpf::{self as sys, ObjectKind};
+use ebpf_manager_sys::proc::KernelVersion;
 
 use crate::attach_btf::{self, AttachPoint, AttachTo, Wanted};
-use crate::collection::{Collection, LoadOptions, LoadTimes, ProgramCopy};
+use crate::collection::{Collection, CoreBy, LoadOptions, LoadTimes, ProgramCopy};
 use crate::core::{self, CoreRelocator};
 use crate::error::{LoadError, MapError, ProgramError};
 use crate::externs::Externs;
@@ -67,12 +68,20 @@ pub(crate) fn load(
                 .or_else(|err| entry.fail(err).map(|()| None)),
         })
         .collect::<Result<Vec<Option<Wanted>>, _>>()?;
+    let relos = linker.core_relos_of(
+        entries
+            .iter()
+            .filter(|entry| entry.failure.is_none())
+            .map(|entry| entry.spec.as_ref()),
+    );
+    let by_kernel = options.core == CoreBy::Kernel
+        && options.kernel_btf.is_none()
+        && linker.kernel_can_relocate()
+        && KernelVersion::current().is_ok_and(|version| version.code() >= CORE_IN_KERNEL);
     let mut query = NameQuery::new();
-    let local = linker
-        .btf()
-        .filter(|_| linker.core_relos().next().is_some());
+    let local = linker.btf().filter(|_| !relos.is_empty() && !by_kernel);
     if let Some(local) = local {
-        add_roots(&mut query, local, linker.core_relos());
+        add_roots(&mut query, local, relos.iter().copied());
     }
     attach_btf::add_names(&mut query, targets.iter().flatten());
     query.finish();
@@ -132,7 +141,7 @@ pub(crate) fn load(
     let wants_modules = options.kernel_btf.is_none()
         && resolver
             .as_ref()
-            .is_some_and(|resolver| resolver.needs_modules(linker.core_relos()));
+            .is_some_and(|resolver| resolver.needs_modules(relos.iter().copied()));
     let modules = match &target {
         Some(target) if wants_modules => modules_with(target, &query),
         _ => Vec::new(),
@@ -164,9 +173,12 @@ pub(crate) fn load(
         },
         losses: Vec::new(),
     };
-    let core = CoreRelocator::new(resolver, missing);
+    let core = CoreRelocator::new(resolver, missing, by_kernel);
     loader.run(entries, &mut copies, core, existing)
 }
+
+/// Linux 5.17, whose verifier takes CO-RE relocations.
+const CORE_IN_KERNEL: u32 = 5 << 16 | 17 << 8;
 
 /// A program to load.
 #[derive(Debug)]
@@ -561,6 +573,7 @@ impl<'o> Loader<'o> {
                     })?;
             }
             apply_fixups(object, externs, entry, maps, linked)?;
+            core.hand_over(linked, &mut program.core_relos);
             relocating += start.elapsed();
             Ok(())
         };
@@ -578,12 +591,19 @@ impl<'o> Loader<'o> {
                 kernel_version,
                 btf,
                 log_limit,
+                core_relos: &program.core_relos,
             };
-            Program::load(&entry.spec, &program.linked, linker, context, &|id| {
-                core::explain(&program.poisons, id)
-                    .or_else(|| externs.explain(id))
-                    .or_else(|| explain_skipped(object, id))
-            })
+            Program::load(
+                &entry.spec,
+                &program.linked,
+                linker,
+                context,
+                &|id, insn| {
+                    core::explain(program, linker, id, insn)
+                        .or_else(|| externs.explain(id))
+                        .or_else(|| explain_skipped(object, id))
+                },
+            )
         };
         let verdicts = verify::run(
             entries.len(),

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use ebpf_manager_elf::btf::ext::LineInfo;
+use ebpf_manager_elf::btf::ext::{CoreRelo, LineInfo};
 use ebpf_manager_elf::{LinkedProgram, Linker, ProgramSpec};
 use ebpf_manager_sys::abi::bpf::{AttachType, ProgramType, StatsType};
 use ebpf_manager_sys::bpf::{self as sys, Log, ProgLoad, Records, TestRun, TestRunResult};
@@ -58,6 +58,8 @@ pub(crate) struct ProgramContext<'a> {
     pub(crate) kernel_version: u32,
     pub(crate) btf: Option<BorrowedFd<'a>>,
     pub(crate) log_limit: usize,
+    /// CO-RE relocations for the kernel.
+    pub(crate) core_relos: &'a [u8],
     pub(crate) attach_btf_id: u32,
     pub(crate) attach_to: Option<BorrowedFd<'a>>,
     /// Index of the member that the program is in a structure.
@@ -220,7 +222,7 @@ impl Program {
         linked: &LinkedProgram,
         linker: &Linker<'_>,
         context: ProgramContext<'_>,
-        core: &dyn Fn(u32) -> Option<String>,
+        core: &dyn Fn(u32, Option<u32>) -> Option<String>,
     ) -> Result<Program, ProgramError> {
         let debug = context.btf.is_some();
         let mut load = ProgLoad {
@@ -244,6 +246,21 @@ impl Program {
             load.line_info = Records {
                 bytes: &linked.line_info,
                 rec_size: linked.line_info_rec_size,
+            };
+        }
+        if !context.core_relos.is_empty() {
+            if !debug {
+                // The kernel would not look at them.
+                let refused = SysError::new("bpf(BPF_PROG_LOAD)", Errno::EINVAL);
+                return Err(ProgramError::Operation {
+                    program: spec.name.clone(),
+                    source: refused.with_detail("CO-RE by the kernel needs the object's BTF"),
+                    cure: None,
+                });
+            }
+            load.core_relos = Records {
+                bytes: context.core_relos,
+                rec_size: CoreRelo::SIZE,
             };
         }
         let mut lost = Vec::new();
@@ -360,6 +377,10 @@ fn without_novelties(
 }
 
 fn degrade(load: &mut ProgLoad<'_>) -> Option<Loss> {
+    // Without BTF the kernel would not relocate, and say nothing.
+    if !load.core_relos.bytes.is_empty() {
+        return None;
+    }
     if load.btf.take().is_some() {
         load.func_info = Records::default();
         load.line_info = Records::default();
@@ -394,11 +415,11 @@ fn rejected(
     linker: &Linker<'_>,
     source: SysError,
     log: VerifierLog,
-    core: &dyn Fn(u32) -> Option<String>,
+    core: &dyn Fn(u32, Option<u32>) -> Option<String>,
 ) -> ProgramError {
     let insn = log.last_insn();
     let source_line = insn.and_then(|insn| source_line(linked, linker, insn));
-    let core = log.unknown_function().and_then(core);
+    let core = log.unknown_function().and_then(|id| core(id, insn));
     let needs_gpl = log.summary().is_some_and(|s| s.contains("GPL"));
     let cure = if needs_gpl {
         Some(Cure::GplLicence)

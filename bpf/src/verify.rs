@@ -25,6 +25,8 @@ pub(crate) struct Prepared {
     pub(crate) linked: LinkedProgram,
     /// Its instructions that cannot work on this kernel.
     pub(crate) poisons: Vec<Poison>,
+    /// CO-RE relocations that are left to the kernel, as it takes them.
+    pub(crate) core_relos: Vec<u8>,
 }
 
 /// What became of a program; `None` if it was not tried, because one that is
