@@ -19,6 +19,58 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
+/// The types of one kernel.
+struct Kernel {
+    name: String,
+    btf: Arc<KernelBtf>,
+    modules: Modules,
+}
+
+/// Those of its modules, looked into when it lacks something.
+enum Modules {
+    Unknown,
+    Running,
+    /// A directory like `/sys/kernel/btf`.
+    Files(PathBuf),
+    Read(Vec<KernelBtf>),
+}
+
+impl Kernel {
+    /// From a file, or a directory like `/sys/kernel/btf`.
+    fn of(path: &Path) -> Result<Kernel, String> {
+        let (file, modules) = if path.is_dir() {
+            (path.join("vmlinux"), Modules::Files(path.to_owned()))
+        } else {
+            (path.to_owned(), Modules::Unknown)
+        };
+        Ok(Kernel {
+            name: path.display().to_string(),
+            btf: KernelBtf::from_file(&file).map_err(|err| err.to_string())?,
+            modules,
+        })
+    }
+
+    /// The kernel's own BTF and that of its modules.
+    fn with_modules(&mut self) -> Result<(&[u8], Vec<&[u8]>), String> {
+        let found = match &self.modules {
+            Modules::Running => Some(KernelBtf::modules().collect()),
+            Modules::Files(dir) => {
+                let modules = KernelBtf::modules_in(dir);
+                Some(modules.map_err(|err| err.to_string())?)
+            }
+            Modules::Unknown | Modules::Read(_) => None,
+        };
+        if let Some(found) = found {
+            self.modules = Modules::Read(found);
+        }
+        let modules = match &self.modules {
+            Modules::Read(modules) => modules.iter().map(KernelBtf::as_bytes).collect(),
+            _ => Vec::new(),
+        };
+        Ok((self.btf.as_bytes(), modules))
+    }
+}
+
 /// An object on a kernel.
 struct Cell<'o> {
     path: &'o Path,
@@ -36,44 +88,47 @@ impl Cell<'_> {
 /// Prints how every object fares on every kernel. False if something required
 /// is missing somewhere.
 pub(crate) fn run(options: &Options) -> Result<bool, String> {
-    let mut kernels: Vec<(String, Arc<KernelBtf>)> = Vec::new();
+    let mut kernels = Vec::new();
     for path in &options.btf {
-        let btf = KernelBtf::from_file(path).map_err(|err| err.to_string())?;
-        kernels.push((path.display().to_string(), btf));
+        kernels.push(Kernel::of(path)?);
     }
     if kernels.is_empty() {
         let btf = KernelBtf::vmlinux().map_err(|err| err.to_string())?;
-        kernels.push(("running".to_owned(), btf));
+        kernels.push(Kernel {
+            name: "running".to_owned(),
+            btf,
+            modules: Modules::Running,
+        });
     }
     let objects: Vec<_> = options.objects.iter().map(open_object).collect();
-    // Modules are those of the running kernel, looked into when it lacks
-    // something.
-    let mut modules: Option<Vec<KernelBtf>> = options.btf.is_empty().then(Vec::new);
     let mut cells = Vec::new();
     for (path, object) in options.objects.iter().zip(&objects) {
         let object = object.as_ref().map_err(ToString::to_string)?;
         let fail = |err: &dyn std::error::Error| format!("{}: {err}", path.display());
         let linker = object.linker().map_err(|err| fail(&err))?;
-        for (kernel, btf) in &kernels {
-            let fail = |err| format!("{} on {kernel}: {err}", path.display());
-            let mut report = check(&linker, btf.as_bytes(), &[]).map_err(fail)?;
-            if let Some(modules) = &mut modules
-                && report.missing + report.absent + report.findings.len() as u32 > 0
-            {
-                if modules.is_empty() {
-                    modules.extend(KernelBtf::modules());
+        for kernel in &mut kernels {
+            let fail = |err, name: &str| format!("{} on {name}: {err}", path.display());
+            let mut report = check(&linker, kernel.btf.as_bytes(), &[])
+                .map_err(|err| fail(err, &kernel.name))?;
+            if report.missing + report.absent + report.findings.len() as u32 > 0 {
+                let (btf, modules) = kernel.with_modules()?;
+                if !modules.is_empty() {
+                    report =
+                        check(&linker, btf, &modules).map_err(|err| fail(err, &kernel.name))?;
                 }
-                let modules: Vec<_> = modules.iter().map(KernelBtf::as_bytes).collect();
-                report = check(&linker, btf.as_bytes(), &modules).map_err(fail)?;
             }
-            cells.push(Cell {
-                path,
-                object,
-                kernel,
-                report,
-            });
+            cells.push((path, object, kernel.name.clone(), report));
         }
     }
+    let cells: Vec<Cell<'_>> = cells
+        .iter_mut()
+        .map(|(path, object, kernel, report)| Cell {
+            path,
+            object,
+            kernel,
+            report: std::mem::take(report),
+        })
+        .collect();
     let mut out = Vec::new();
     if options.json {
         json(&cells, &mut out);

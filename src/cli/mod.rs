@@ -84,7 +84,8 @@ besides. Needs no privileges.
 Usage: ebpf-manager check [--json] OBJECT... [--btf FILE...]
 
 Options:
-  --btf FILE...  the BTF of kernels, instead of the running one's
+  --btf FILE...  the BTF of kernels, instead of the running one's: files, or
+                 copies of the directory /sys/kernel/btf, with that of modules
   --json         write one JSON object
   -h, --help     show this text
 
@@ -93,11 +94,11 @@ does not, and are answered. MISSING ones have no answer: their instructions must
 not run. That is harmless behind a check for existence, so only what can be
 reached is REQUIRED, and so are attach targets and symbols that are not weak.
 AMBIGUOUS ones have several answers. What is listed without a \"!\" does no harm.
-The kernel's verifier has the last word. Of other kernels than the running one
-the types in modules are not known.
+The kernel's verifier has the last word. From a file alone the types in modules
+are not known.
 
-Exit status: 0 if all fits, 1 if something required is missing or a file cannot
-be used, 2 for a wrong command line.
+Exit status: 0 if all fits, 1 if something required is missing, 2 if a file
+cannot be used or the command line is wrong.
 ";
 
 const MINIMISE_HELP: &str = "\
@@ -141,7 +142,7 @@ pub(crate) fn main() -> ExitCode {
             Ok(true) => (Ok(()), 1),
             // The tables say why.
             Ok(false) => return ExitCode::from(1),
-            Err(message) => (Err(message), 1),
+            Err(message) => (Err(message), 2),
         },
         Ok(Request::Minimise(options)) => (minimise::run(&options), 1),
         Err(message) => (Err(message), 2),
