@@ -2,6 +2,8 @@
 //! users came up with over the years, and what they ask of the kernel.
 #![allow(clippy::panic, reason = "a test's helpers fail the test")]
 
+#[path = "objects/arena.rs"]
+mod arena;
 mod common;
 #[path = "objects/struct_ops.rs"]
 mod struct_ops;
@@ -26,6 +28,9 @@ const KERNEL_FUNCTIONS: Feature =
 /// table, too.
 const KERNEL_VARIABLES: Feature = Feature::new("bpf_this_cpu_ptr", 5, 10)
     .config(&["CONFIG_DEBUG_INFO_BTF", "CONFIG_KALLSYMS_ALL"]);
+/// Functions of modules for programs, and a module with some.
+const MODULE_FUNCTIONS: Feature = Feature::new("bpf_skb_ct_lookup", 6, 0)
+    .config(&["CONFIG_DEBUG_INFO_BTF_MODULES", "CONFIG_NF_CONNTRACK"]);
 /// Types of the kernel.
 const KERNEL_TYPES: Feature = Feature::new("BTF", 5, 4).config(&["CONFIG_DEBUG_INFO_BTF"]);
 
@@ -368,4 +373,17 @@ fn objects_symbol_constants() {
     let programs = ["constants_set", "constants_chosen"];
     let collection = load_some(&object, &programs, None);
     check("constants", &collection, &programs);
+}
+
+#[test]
+fn objects_functions_of_a_module() {
+    if !require(&ROOT) || !require(&MODULE_FUNCTIONS) {
+        return;
+    }
+    if !Path::new("/sys/module/nf_conntrack").exists() {
+        return skip("the nf_conntrack module is not loaded");
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("kfunc_module.bpf.o");
+    check("kfunc_module", &collection, &["kfunc_module"]);
 }

@@ -203,7 +203,7 @@ pub enum MissingSymbol {
     #[error("but the kernel's symbols cannot be read: {0}")]
     NoSymbols(SysError),
     /// The kernel's BTF has no such function or variable.
-    #[error("which is not in this kernel's BTF (modules are not searched)")]
+    #[error("which neither this kernel's BTF nor that of a loaded module has")]
     NoType,
     /// The kernel has one of another type.
     #[error("which this kernel declares with another type")]

@@ -6,9 +6,10 @@
 //! only the programs that use it.
 
 use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use ebpf_manager_elf::btf::{NameQuery, TypeId};
+use ebpf_manager_elf::btf::{Btf, NameQuery, TypeId};
 use ebpf_manager_elf::sort::sort;
 use ebpf_manager_elf::{ExternKind, KernelConfig, Object, ObjectError, ProgramSpec};
 use ebpf_manager_sys::abi::bpf::ProgramType;
@@ -20,6 +21,7 @@ use crate::error::MissingSymbol;
 use crate::kconfig;
 use crate::kernel_btf::KernelBtf;
 use crate::memlock;
+use crate::modules;
 
 /// Helper number that calls of an absent weak kernel function make, plus the
 /// number of the extern: the verifier names it if the call can be reached.
@@ -51,8 +53,8 @@ const WRAPPED_SYSCALL: &[u8] = if cfg!(target_arch = "x86_64") {
 enum Resolved {
     /// The number to load.
     Number(u64),
-    /// The id in the kernel's BTF.
-    Type(TypeId),
+    /// The id in the BTF of the kernel, or of the module with this number.
+    Type(TypeId, u16),
     /// The offset in the map of configuration values.
     Config(u32),
     Missing(MissingSymbol),
@@ -63,6 +65,8 @@ enum Resolved {
 pub(crate) struct Externs<'o> {
     object: &'o Object,
     resolved: Vec<Resolved>,
+    /// BTF of the modules that symbols are from; numbers start at 1.
+    modules: Vec<OwnedFd>,
     /// Contents of the map of configuration values.
     config: Vec<u8>,
 }
@@ -82,6 +86,7 @@ impl<'o> Externs<'o> {
         let mut externs = Externs {
             object,
             resolved: Vec::with_capacity(object.externs().len()),
+            modules: Vec::new(),
             config: Vec::new(),
         };
         let used = object.used_externs(wanted.iter().copied());
@@ -119,10 +124,13 @@ impl<'o> Externs<'o> {
                         Some(Err(err)) => Err(MissingSymbol::NoTypes(err.clone())),
                         None => Err(MissingSymbol::NoType),
                     };
-                    found.map_or_else(Resolved::Missing, Resolved::Type)
+                    found.map_or_else(Resolved::Missing, |id| Resolved::Type(id, 0))
                 }
                 _ => Resolved::Missing(MissingSymbol::Undefined),
             });
+        }
+        if let Some(Ok(kernel)) = &types {
+            externs.search_modules(&used, &query, kernel);
         }
         let mut config = object.kernel_config(&used);
         if config.as_ref().is_some_and(|c| c.needs(SYSCALL_WRAPPER)) && !WRAPPED_SYSCALL.is_empty()
@@ -144,6 +152,58 @@ impl<'o> Externs<'o> {
             externs.fill_config(config, config_text)?;
         }
         Ok(externs)
+    }
+
+    /// Looks through loaded modules for functions and variables that the
+    /// kernel image does not have. Linux 5.12 and, for functions, 5.16.
+    fn search_modules(&mut self, used: &[bool], query: &NameQuery<'_>, kernel: &Btf<'_>) {
+        let object = self.object;
+        let (resolved, modules) = (&mut self.resolved, &mut self.modules);
+        let wanted = |slot: &Resolved| matches!(slot, Resolved::Missing(MissingSymbol::NoType));
+        if !resolved
+            .iter()
+            .zip(used)
+            .any(|(r, used)| *used && wanted(r))
+        {
+            return;
+        }
+        modules::search(kernel, query, &mut |btf, hits, fd| {
+            let number = modules.len() as u16 + 1;
+            let mut found = false;
+            let mut left = false;
+            let symbols = object.externs().iter().zip(used).zip(resolved.iter_mut());
+            for ((symbol, used), slot) in symbols {
+                if !used || !wanted(slot) {
+                    continue;
+                }
+                match object.find_extern(symbol, query, btf, hits) {
+                    Ok(Some(id)) => {
+                        *slot = Resolved::Type(id, number);
+                        found = true;
+                    }
+                    Ok(None) => left = true,
+                    Err(_) => *slot = Resolved::Missing(MissingSymbol::OtherType),
+                }
+            }
+            if found {
+                modules.push(fd);
+            }
+            // Instructions have 15 bits for the number.
+            if left && number < i16::MAX as u16 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+    }
+
+    /// Descriptors of the modules, as instructions number them; empty if no
+    /// symbol is from a module.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        // Nothing refers to the first one: 0 is the kernel image.
+        let modules = self.modules.iter();
+        let first = modules.clone().take(1);
+        first.chain(modules).map(AsFd::as_fd).collect()
     }
 
     /// Contents of the map with this index, if it is the one of configuration
@@ -232,7 +292,12 @@ impl<'o> Externs<'o> {
                         config,
                         (*offset as i32).wrapping_add(addend),
                     ),
-                    Resolved::Type(id) => (pseudo::BTF_ID, *id as i32, 0),
+                    Resolved::Type(id, module) => {
+                        let module = usize::from(*module).checked_sub(1);
+                        let module = module.and_then(|at| self.modules.get(at));
+                        let fd = module.map_or(0, AsRawFd::as_raw_fd);
+                        (pseudo::BTF_ID, *id as i32, fd)
+                    }
                     Resolved::Missing(_) if symbol.weak => (0, 0, 0),
                     Resolved::Missing(reason) => return Err(reason.clone()),
                 };
@@ -241,9 +306,11 @@ impl<'o> Externs<'o> {
                 second.imm = high;
             }
             [call, ..] if call.code == CALL => match resolved {
-                Resolved::Type(id) if matches!(symbol.kind, ExternKind::Function { .. }) => {
+                Resolved::Type(id, module)
+                    if matches!(symbol.kind, ExternKind::Function { .. }) =>
+                {
                     call.set_src(pseudo::KFUNC_CALL);
-                    call.off = 0;
+                    call.off = *module as i16;
                     call.imm = *id as i32;
                 }
                 Resolved::Missing(_) if symbol.weak => {

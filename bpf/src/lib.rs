@@ -81,6 +81,7 @@ pub use ebpf_manager_sys::abi::bpf::{
 };
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
 pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
+pub use ebpf_manager_sys::map_memory::MapMemory;
 pub use ebpf_manager_sys::netns::NamespaceId;
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::{KernelVersion, online_cpus};

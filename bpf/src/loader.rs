@@ -435,8 +435,8 @@ impl<'o> Loader<'o> {
             operations: struct_ops::of_map(&self.operations, index),
         };
         let map = Map::create_in(spec, context)?;
-        if context.operations.is_some() {
-            // Its value needs the programs.
+        if context.operations.is_some() || map.arena().is_some() {
+            // Its value needs the programs, or is there already.
             return Ok(map);
         }
         let config = self.externs.config_contents(index);
@@ -578,6 +578,7 @@ impl<'o> Loader<'o> {
             Ok(())
         };
         let btf = this.btf.as_ref().map(AsFd::as_fd);
+        let modules = externs.descriptors();
         let kernel_version = object.kernel_version().unwrap_or(0);
         let log_limit = this.options.log_limit_bytes;
         let license = license.as_c_str();
@@ -587,6 +588,7 @@ impl<'o> Loader<'o> {
                 attach_btf_id: entry.point.btf_id,
                 attach_to: entry.point.of(),
                 member: entry.point.member,
+                modules: &modules,
                 license,
                 kernel_version,
                 btf,

@@ -10,6 +10,7 @@ use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType, ProgramType};
 use ebpf_manager_sys::abi::insn::Insn;
 use ebpf_manager_sys::abi::pod::{self, Pod};
 use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd, ProgLoad};
+use ebpf_manager_sys::map_memory::MapMemory;
 use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::{self, Need};
@@ -33,6 +34,7 @@ struct Inner {
     name: String,
     lost: Vec<Loss>,
     operations: OnceLock<Box<[u8]>>,
+    arena: Option<MapMemory>,
 }
 
 /// Something that an older kernel made us do without.
@@ -106,6 +108,9 @@ impl Map {
             ..MapCreate::default()
         };
         let mut lost = Vec::new();
+        if spec.map_type == MapType::ARENA {
+            return Map::create_arena(spec, &create);
+        }
         let mut created = try_create(&create);
         if create.btf_vmlinux_value_type_id != 0
             && created.as_ref().is_err_and(|err| err.is(Errno::ENOTSUPP))
@@ -143,6 +148,37 @@ impl Map {
             source: first,
             cure,
         })
+    }
+
+    /// Programs know an arena's addresses once it is mapped.
+    fn create_arena(spec: &MapSpec, create: &MapCreate<'_>) -> Result<Map, MapError> {
+        let fail = |source| MapError::Create {
+            map: spec.name.clone(),
+            cure: cure::find(&source, Need::Bpf),
+            source,
+        };
+        let fd = try_create(create).map_err(fail)?;
+        let memory = MapMemory::arena(&fd, spec.map_extra).map_err(fail)?;
+        if let Some(contents) = spec.contents.as_slice() {
+            memory.write(0, contents).map_err(|source| {
+                fail(source.with_detail("the arena is too small for its variables"))
+            })?;
+        }
+        Ok(Map {
+            inner: Arc::new(Inner {
+                fd,
+                name: spec.name.clone(),
+                lost: Vec::new(),
+                operations: OnceLock::new(),
+                arena: Some(memory),
+            }),
+        })
+    }
+
+    /// The memory of an arena that was created here, mapped as long as the map
+    /// is open. `None` for other maps.
+    pub fn arena(&self) -> Option<&MapMemory> {
+        self.inner.arena.as_ref()
     }
 
     /// Opens a pinned map.
@@ -196,6 +232,7 @@ impl Map {
                 name,
                 lost,
                 operations: OnceLock::new(),
+                arena: None,
             }),
         }
     }

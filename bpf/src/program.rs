@@ -62,6 +62,8 @@ pub(crate) struct ProgramContext<'a> {
     pub(crate) core_relos: &'a [u8],
     pub(crate) attach_btf_id: u32,
     pub(crate) attach_to: Option<BorrowedFd<'a>>,
+    /// BTF of modules, by the numbers that calls of their functions carry.
+    pub(crate) modules: &'a [BorrowedFd<'a>],
     /// Index of the member that the program is in a structure.
     pub(crate) member: Option<AttachType>,
 }
@@ -236,6 +238,7 @@ impl Program {
             btf: context.btf,
             attach_btf_id: context.attach_btf_id,
             attach_to: context.attach_to,
+            fd_array: context.modules,
             ..ProgLoad::default()
         };
         if debug {

@@ -95,6 +95,9 @@ impl Variable<'_> {
     }
 
     fn memory(&self) -> Option<&MapMemory> {
+        if let Some(arena) = self.map.arena() {
+            return Some(arena);
+        }
         let mapped = || {
             let mappable = self.map.flags().contains(MapFlags::MMAPABLE);
             mappable

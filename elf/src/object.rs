@@ -17,14 +17,14 @@ use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
 use crate::btf::{Btf, BtfIndex, Kind, KindSet, NameQuery, TypeId};
-use crate::cursor::slice_at;
+use crate::cursor::{slice_at, u32_at};
 use crate::error::{
     Fault, ObjectError, bad_map, bad_relocation, machine_name, malformed, malformed_in,
 };
 use crate::externs::{self, Constant, Declarations, ExternKind};
 use crate::image::Bytes;
 use crate::maps;
-use crate::section;
+use crate::section::{self, SectionKind};
 use crate::sort::sort;
 use crate::spec::{Contents, ExternSpec, MapSpec, ProgramSpec, Slot, VariableSpec};
 
@@ -45,6 +45,12 @@ pub(crate) const INSN_SIZE: usize = 8;
 /// [`SECTION`]fold.
 pub(crate) const SHARING: usize = 8;
 const SECTION: usize = 4;
+
+/// `type_len` in the header of BTF.
+const BTF_TYPE_LEN: usize = 12;
+
+/// Where clang puts variables of the address space of arenas.
+const ARENA_DATA: &str = ".addr_space.1";
 
 /// An eBPF object file, parsed.
 ///
@@ -140,6 +146,7 @@ enum Role {
     BtfMaps,
     LegacyMaps,
     StructOps,
+    ArenaData,
     License,
     Version,
     Btf,
@@ -157,6 +164,7 @@ fn role(name: &str, sh_type: u32, flags: u64) -> Role {
         ".maps" => Role::BtfMaps,
         "maps" => Role::LegacyMaps,
         _ if name.starts_with("maps/") => Role::LegacyMaps,
+        ARENA_DATA => Role::ArenaData,
         _ if OpsSection::kind(name).is_some() => Role::StructOps,
         _ if sh_type == elf::SHT_PROGBITS && flags & u64::from(elf::SHF_EXECINSTR) != 0 => {
             Role::Code
@@ -197,6 +205,36 @@ impl Object {
     /// Programs, for editing.
     pub fn programs_mut(&mut self) -> &mut [ProgramSpec] {
         &mut self.programs
+    }
+
+    /// Gives programs the type that `hook` finds in the names of their
+    /// sections, for names that [`section::parse`] does not know or knows
+    /// otherwise. Sections without an answer stay as they are.
+    ///
+    /// ```
+    /// use ebpf_manager_elf::section::{self, SectionKind};
+    ///
+    /// # let mut object = ebpf_manager_elf::Object::parse(include_bytes!("../../tests/programs/sections.bpf.o")).unwrap();
+    /// object.type_sections(&mut |name| {
+    ///     let rest = name.strip_prefix("agent/tc/")?;
+    ///     Some(SectionKind { target: Some(rest), ..section::parse("tc") })
+    /// });
+    /// ```
+    ///
+    /// [`section::parse`]: crate::section::parse
+    pub fn type_sections(
+        &mut self,
+        hook: &mut dyn for<'s> FnMut(&'s str) -> Option<SectionKind<'s>>,
+    ) {
+        for program in &mut self.programs {
+            if let Some(kind) = hook(&program.section) {
+                program.program_type = kind.program_type;
+                program.attach_type = kind.attach_type;
+                program.flags = kind.flags;
+                program.autoload = kind.autoload;
+                program.target = kind.target.map(str::to_owned);
+            }
+        }
     }
 
     /// The program whose C function has this name.
@@ -320,6 +358,8 @@ struct Parser<'d> {
     legacy_maps: Vec<usize>,
     /// Sections of kernel structures, ascending.
     struct_ops: Vec<OpsSection<'d>>,
+    /// Contents of the section for variables in an arena.
+    arena_data: Option<Bytes>,
     /// Symbols of all sections of maps.
     map_symbols: Vec<MapSymbol<'d>>,
     /// Declared maps by section and offset, sorted.
@@ -439,6 +479,7 @@ impl<'d> Parser<'d> {
             btf_maps: None,
             legacy_maps: Vec::new(),
             struct_ops: Vec::new(),
+            arena_data: None,
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
             extern_maps: Vec::new(),
@@ -450,6 +491,7 @@ impl<'d> Parser<'d> {
         self.read_symbols()?;
         let declarations = self.read_btf()?;
         self.read_legacy_maps()?;
+        self.join_arena()?;
         sort(&mut self.placed_maps, |a, b| {
             (a.section, a.offset) < (b.section, b.offset)
         });
@@ -560,6 +602,17 @@ impl<'d> Parser<'d> {
                         self.legacy_maps.push(index);
                     }
                 }
+                Role::ArenaData => {
+                    let range = self.range(name, header)?;
+                    let size = u32::try_from(range.len()).unwrap_or(u32::MAX);
+                    if size != 0 {
+                        self.arena_data = Some(self.shared(name, range)?);
+                        self.data_of[index] = self.object.data_sections.len() as u32 + 1;
+                        // The map is known later.
+                        let map = u32::MAX;
+                        self.object.data_sections.push(DataSection { map, size });
+                    }
+                }
                 Role::StructOps => {
                     let range = self.range(name, header)?;
                     if !range.is_empty() {
@@ -584,8 +637,11 @@ impl<'d> Parser<'d> {
                     self.object.kernel_version = Some(u32::from_ne_bytes(*word));
                 }
                 Role::Btf => {
-                    let range = self.range(name, header)?;
-                    self.object.btf = Some(self.shared(name, range)?);
+                    let bytes = self.shared(name, self.range(name, header)?)?;
+                    // GCC writes a header alone where there are no types.
+                    if u32_at(bytes.as_slice(), BTF_TYPE_LEN) != Some(0) {
+                        self.object.btf = Some(bytes);
+                    }
                 }
                 Role::BtfExt => {
                     let range = self.range(name, header)?;
@@ -960,6 +1016,33 @@ impl<'d> Parser<'d> {
         self.object
             .maps
             .append(&mut maps::join_legacy(definitions)?);
+        Ok(())
+    }
+
+    /// Variables of the address space of arenas are in the object's only arena.
+    fn join_arena(&mut self) -> Result<(), Fault> {
+        let Some(contents) = self.arena_data.take() else {
+            return Ok(());
+        };
+        let arenas = self.object.maps.iter_mut().zip(0..);
+        let mut arenas = arenas.filter(|(map, _)| map.map_type == MapType::ARENA);
+        let (Some((arena, index)), None) = (arenas.next(), arenas.next()) else {
+            return Err(malformed_in(
+                ARENA_DATA,
+                format_args!("its variables need exactly one map of type BPF_MAP_TYPE_ARENA"),
+            ));
+        };
+        arena.contents = Contents::Object(contents);
+        for section in &mut self.object.data_sections {
+            if section.map == u32::MAX {
+                section.map = index;
+            }
+        }
+        for variable in &mut self.object.variables {
+            if variable.map == u32::MAX {
+                variable.map = index;
+            }
+        }
         Ok(())
     }
 

@@ -24,11 +24,14 @@ pub struct SectionKind<'a> {
     pub autoload: bool,
 }
 
+#[derive(Clone, Copy)]
 struct Entry {
     prefix: &'static str,
     program_type: ProgramType,
     attach_type: Option<AttachType>,
     flags: ProgramFlags,
+    /// Names of hooks without target: what follows need not start with a slash.
+    loose: bool,
 }
 
 const NONE: ProgramFlags = ProgramFlags::empty();
@@ -41,6 +44,7 @@ const fn plain(prefix: &'static str, program_type: ProgramType) -> Entry {
         program_type,
         attach_type: None,
         flags: NONE,
+        loose: false,
     }
 }
 
@@ -50,6 +54,7 @@ const fn typed(prefix: &'static str, program_type: ProgramType, attach_type: Att
         program_type,
         attach_type: Some(attach_type),
         flags: NONE,
+        loose: false,
     }
 }
 
@@ -64,6 +69,15 @@ const fn flagged(
         program_type,
         attach_type,
         flags,
+        loose: false,
+    }
+}
+
+/// As users of loaders before libbpf 1.0 wrote it: with any ending.
+const fn loose(entry: Entry) -> Entry {
+    Entry {
+        loose: true,
+        ..entry
     }
 }
 
@@ -72,13 +86,17 @@ static TABLE: &[Entry] = {
     use AttachType as A;
     use ProgramType as P;
     &[
-        plain("socket", P::SOCKET_FILTER),
-        typed(
+        loose(plain("socket", P::SOCKET_FILTER)),
+        loose(typed(
             "sk_reuseport/migrate",
             P::SK_REUSEPORT,
             A::SK_REUSEPORT_SELECT_OR_MIGRATE,
-        ),
-        typed("sk_reuseport", P::SK_REUSEPORT, A::SK_REUSEPORT_SELECT),
+        )),
+        loose(typed(
+            "sk_reuseport",
+            P::SK_REUSEPORT,
+            A::SK_REUSEPORT_SELECT,
+        )),
         plain("kprobe", P::KPROBE),
         plain("uprobe", P::KPROBE),
         flagged("uprobe.s", P::KPROBE, None, SLEEP),
@@ -113,15 +131,15 @@ static TABLE: &[Entry] = {
         plain("kretsyscall", P::KPROBE),
         plain("usdt", P::KPROBE),
         flagged("usdt.s", P::KPROBE, None, SLEEP),
-        typed("tc/ingress", P::SCHED_CLS, A::TCX_INGRESS),
-        typed("tc/egress", P::SCHED_CLS, A::TCX_EGRESS),
-        typed("tcx/ingress", P::SCHED_CLS, A::TCX_INGRESS),
-        typed("tcx/egress", P::SCHED_CLS, A::TCX_EGRESS),
-        plain("tc", P::SCHED_CLS),
-        plain("classifier", P::SCHED_CLS),
-        plain("action", P::SCHED_ACT),
-        typed("netkit/primary", P::SCHED_CLS, A::NETKIT_PRIMARY),
-        typed("netkit/peer", P::SCHED_CLS, A::NETKIT_PEER),
+        loose(typed("tc/ingress", P::SCHED_CLS, A::TCX_INGRESS)),
+        loose(typed("tc/egress", P::SCHED_CLS, A::TCX_EGRESS)),
+        loose(typed("tcx/ingress", P::SCHED_CLS, A::TCX_INGRESS)),
+        loose(typed("tcx/egress", P::SCHED_CLS, A::TCX_EGRESS)),
+        loose(plain("tc", P::SCHED_CLS)),
+        loose(plain("classifier", P::SCHED_CLS)),
+        loose(plain("action", P::SCHED_ACT)),
+        loose(typed("netkit/primary", P::SCHED_CLS, A::NETKIT_PRIMARY)),
+        loose(typed("netkit/peer", P::SCHED_CLS, A::NETKIT_PEER)),
         plain("tracepoint", P::TRACEPOINT),
         plain("tp", P::TRACEPOINT),
         plain("raw_tracepoint", P::RAW_TRACEPOINT),
@@ -143,152 +161,207 @@ static TABLE: &[Entry] = {
         typed("lsm_cgroup", P::LSM, A::LSM_CGROUP),
         typed("iter", P::TRACING, A::TRACE_ITER),
         flagged("iter.s", P::TRACING, Some(A::TRACE_ITER), SLEEP),
-        flagged("syscall", P::SYSCALL, None, SLEEP),
-        flagged("xdp.frags/devmap", P::XDP, Some(A::XDP_DEVMAP), FRAGS),
-        typed("xdp/devmap", P::XDP, A::XDP_DEVMAP),
-        typed("xdp_devmap", P::XDP, A::XDP_DEVMAP),
-        flagged("xdp.frags/cpumap", P::XDP, Some(A::XDP_CPUMAP), FRAGS),
-        typed("xdp/cpumap", P::XDP, A::XDP_CPUMAP),
-        typed("xdp_cpumap", P::XDP, A::XDP_CPUMAP),
-        flagged("xdp.frags", P::XDP, Some(A::XDP), FRAGS),
-        typed("xdp", P::XDP, A::XDP),
-        plain("perf_event", P::PERF_EVENT),
-        plain("lwt_in", P::LWT_IN),
-        plain("lwt_out", P::LWT_OUT),
-        plain("lwt_xmit", P::LWT_XMIT),
-        plain("lwt_seg6local", P::LWT_SEG6LOCAL),
-        typed("sockops", P::SOCK_OPS, A::CGROUP_SOCK_OPS),
-        typed("sk_skb/stream_parser", P::SK_SKB, A::SK_SKB_STREAM_PARSER),
-        typed("sk_skb/stream_verdict", P::SK_SKB, A::SK_SKB_STREAM_VERDICT),
-        typed("sk_skb/verdict", P::SK_SKB, A::SK_SKB_VERDICT),
-        plain("sk_skb", P::SK_SKB),
-        typed("sk_msg", P::SK_MSG, A::SK_MSG_VERDICT),
-        typed("lirc_mode2", P::LIRC_MODE2, A::LIRC_MODE2),
-        typed("flow_dissector", P::FLOW_DISSECTOR, A::FLOW_DISSECTOR),
-        typed("cgroup_skb/ingress", P::CGROUP_SKB, A::CGROUP_INET_INGRESS),
-        typed("cgroup_skb/egress", P::CGROUP_SKB, A::CGROUP_INET_EGRESS),
-        plain("cgroup/skb", P::CGROUP_SKB),
-        typed(
+        loose(flagged("syscall", P::SYSCALL, None, SLEEP)),
+        loose(flagged(
+            "xdp.frags/devmap",
+            P::XDP,
+            Some(A::XDP_DEVMAP),
+            FRAGS,
+        )),
+        loose(typed("xdp/devmap", P::XDP, A::XDP_DEVMAP)),
+        loose(typed("xdp_devmap", P::XDP, A::XDP_DEVMAP)),
+        loose(flagged(
+            "xdp.frags/cpumap",
+            P::XDP,
+            Some(A::XDP_CPUMAP),
+            FRAGS,
+        )),
+        loose(typed("xdp/cpumap", P::XDP, A::XDP_CPUMAP)),
+        loose(typed("xdp_cpumap", P::XDP, A::XDP_CPUMAP)),
+        loose(flagged("xdp.frags", P::XDP, Some(A::XDP), FRAGS)),
+        loose(typed("xdp", P::XDP, A::XDP)),
+        loose(plain("perf_event", P::PERF_EVENT)),
+        loose(plain("lwt_in", P::LWT_IN)),
+        loose(plain("lwt_out", P::LWT_OUT)),
+        loose(plain("lwt_xmit", P::LWT_XMIT)),
+        loose(plain("lwt_seg6local", P::LWT_SEG6LOCAL)),
+        loose(typed("sockops", P::SOCK_OPS, A::CGROUP_SOCK_OPS)),
+        loose(typed(
+            "sk_skb/stream_parser",
+            P::SK_SKB,
+            A::SK_SKB_STREAM_PARSER,
+        )),
+        loose(typed(
+            "sk_skb/stream_verdict",
+            P::SK_SKB,
+            A::SK_SKB_STREAM_VERDICT,
+        )),
+        loose(typed("sk_skb/verdict", P::SK_SKB, A::SK_SKB_VERDICT)),
+        loose(plain("sk_skb", P::SK_SKB)),
+        loose(typed("sk_msg", P::SK_MSG, A::SK_MSG_VERDICT)),
+        loose(typed("lirc_mode2", P::LIRC_MODE2, A::LIRC_MODE2)),
+        loose(typed(
+            "flow_dissector",
+            P::FLOW_DISSECTOR,
+            A::FLOW_DISSECTOR,
+        )),
+        loose(typed(
+            "cgroup_skb/ingress",
+            P::CGROUP_SKB,
+            A::CGROUP_INET_INGRESS,
+        )),
+        loose(typed(
+            "cgroup_skb/egress",
+            P::CGROUP_SKB,
+            A::CGROUP_INET_EGRESS,
+        )),
+        loose(plain("cgroup/skb", P::CGROUP_SKB)),
+        loose(typed(
             "cgroup/sock_create",
             P::CGROUP_SOCK,
             A::CGROUP_INET_SOCK_CREATE,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/sock_release",
             P::CGROUP_SOCK,
             A::CGROUP_INET_SOCK_RELEASE,
-        ),
-        typed("cgroup/sock", P::CGROUP_SOCK, A::CGROUP_INET_SOCK_CREATE),
-        typed(
+        )),
+        loose(typed(
+            "cgroup/sock",
+            P::CGROUP_SOCK,
+            A::CGROUP_INET_SOCK_CREATE,
+        )),
+        loose(typed(
             "cgroup/post_bind4",
             P::CGROUP_SOCK,
             A::CGROUP_INET4_POST_BIND,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/post_bind6",
             P::CGROUP_SOCK,
             A::CGROUP_INET6_POST_BIND,
-        ),
-        typed("cgroup/bind4", P::CGROUP_SOCK_ADDR, A::CGROUP_INET4_BIND),
-        typed("cgroup/bind6", P::CGROUP_SOCK_ADDR, A::CGROUP_INET6_BIND),
-        typed(
+        )),
+        loose(typed(
+            "cgroup/bind4",
+            P::CGROUP_SOCK_ADDR,
+            A::CGROUP_INET4_BIND,
+        )),
+        loose(typed(
+            "cgroup/bind6",
+            P::CGROUP_SOCK_ADDR,
+            A::CGROUP_INET6_BIND,
+        )),
+        loose(typed(
             "cgroup/connect4",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_INET4_CONNECT,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/connect6",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_INET6_CONNECT,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/connect_unix",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UNIX_CONNECT,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/sendmsg4",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UDP4_SENDMSG,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/sendmsg6",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UDP6_SENDMSG,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/sendmsg_unix",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UNIX_SENDMSG,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/recvmsg4",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UDP4_RECVMSG,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/recvmsg6",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UDP6_RECVMSG,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/recvmsg_unix",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UNIX_RECVMSG,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/getpeername4",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_INET4_GETPEERNAME,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/getpeername6",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_INET6_GETPEERNAME,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/getpeername_unix",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UNIX_GETPEERNAME,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/getsockname4",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_INET4_GETSOCKNAME,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/getsockname6",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_INET6_GETSOCKNAME,
-        ),
-        typed(
+        )),
+        loose(typed(
             "cgroup/getsockname_unix",
             P::CGROUP_SOCK_ADDR,
             A::CGROUP_UNIX_GETSOCKNAME,
-        ),
-        typed("cgroup/sysctl", P::CGROUP_SYSCTL, A::CGROUP_SYSCTL),
-        typed("cgroup/getsockopt", P::CGROUP_SOCKOPT, A::CGROUP_GETSOCKOPT),
-        typed("cgroup/setsockopt", P::CGROUP_SOCKOPT, A::CGROUP_SETSOCKOPT),
-        typed("cgroup/dev", P::CGROUP_DEVICE, A::CGROUP_DEVICE),
+        )),
+        loose(typed("cgroup/sysctl", P::CGROUP_SYSCTL, A::CGROUP_SYSCTL)),
+        loose(typed(
+            "cgroup/getsockopt",
+            P::CGROUP_SOCKOPT,
+            A::CGROUP_GETSOCKOPT,
+        )),
+        loose(typed(
+            "cgroup/setsockopt",
+            P::CGROUP_SOCKOPT,
+            A::CGROUP_SETSOCKOPT,
+        )),
+        loose(typed("cgroup/dev", P::CGROUP_DEVICE, A::CGROUP_DEVICE)),
         plain("struct_ops", P::STRUCT_OPS),
         flagged("struct_ops.s", P::STRUCT_OPS, None, SLEEP),
-        typed("sk_lookup", P::SK_LOOKUP, A::SK_LOOKUP),
-        typed("netfilter", P::NETFILTER, A::NETFILTER),
-        plain("seccomp", P::SOCKET_FILTER),
+        loose(typed("sk_lookup", P::SK_LOOKUP, A::SK_LOOKUP)),
+        loose(typed("netfilter", P::NETFILTER, A::NETFILTER)),
+        loose(plain("seccomp", P::SOCKET_FILTER)),
     ]
 };
 
 /// Reads a program section's name.
 ///
 /// A table entry matches the whole name, or the part of it before a slash;
-/// what follows the slash is the target. An unknown name gives
+/// what follows the slash is the target. A name that only starts like one of a
+/// hook without target means that one, as it did before libbpf 1.0
+/// (`"xdp_pass"`, `"socket1"`, `"classifier_ingress"`). An unknown name gives
 /// `ProgramType::UNSPEC`, which the caller may replace before loading.
 pub fn parse(name: &str) -> SectionKind<'_> {
     let (autoload, rest) = match name.strip_prefix('?') {
         Some(rest) => (false, rest),
         None => (true, name),
     };
+    let longest =
+        |best: &(&Entry, Option<&str>), entry: &Entry| entry.prefix.len() > best.0.prefix.len();
     let mut best: Option<(&Entry, Option<&str>)> = None;
+    let mut loose = None;
     for entry in TABLE {
         let Some(tail) = rest.strip_prefix(entry.prefix) else {
             continue;
@@ -296,13 +369,18 @@ pub fn parse(name: &str) -> SectionKind<'_> {
         let target = match tail.strip_prefix('/') {
             Some(target) => Some(target),
             None if tail.is_empty() => None,
-            None => continue,
+            None => {
+                if entry.loose && loose.as_ref().is_none_or(|b| longest(b, entry)) {
+                    loose = Some((entry, None));
+                }
+                continue;
+            }
         };
-        if best.is_none_or(|(b, _)| entry.prefix.len() > b.prefix.len()) {
+        if best.as_ref().is_none_or(|b| longest(b, entry)) {
             best = Some((entry, target));
         }
     }
-    match best {
+    match best.or(loose) {
         Some((entry, target)) => SectionKind {
             program_type: entry.program_type,
             attach_type: entry.attach_type,
@@ -354,7 +432,197 @@ mod tests {
             ProgramType::RAW_TRACEPOINT_WRITABLE
         );
         assert_eq!(parse("kprobes/x").program_type, ProgramType::UNSPEC);
+        assert_eq!(parse("kprobe_x").program_type, ProgramType::UNSPEC);
+        assert_eq!(parse("tp_btf2").program_type, ProgramType::UNSPEC);
         assert_eq!(parse("").program_type, ProgramType::UNSPEC);
+    }
+
+    /// Every name of libbpf 1.7: program type, expected attach type and flags
+    /// by their numbers.
+    const NAMES: &str = "
+        socket 1 0 0
+        sk_reuseport/migrate 21 40 0
+        sk_reuseport 21 39 0
+        kprobe 2 0 0
+        uprobe 2 0 0
+        uprobe.s 2 0 16
+        kretprobe 2 0 0
+        uretprobe 2 0 0
+        uretprobe.s 2 0 16
+        kprobe.multi 2 42 0
+        kretprobe.multi 2 42 0
+        kprobe.session 2 56 0
+        uprobe.multi 2 48 0
+        uretprobe.multi 2 48 0
+        uprobe.session 2 57 0
+        uprobe.multi.s 2 48 16
+        uretprobe.multi.s 2 48 16
+        uprobe.session.s 2 57 16
+        ksyscall 2 0 0
+        kretsyscall 2 0 0
+        usdt 2 0 0
+        usdt.s 2 0 16
+        tc/ingress 3 46 0
+        tc/egress 3 47 0
+        tcx/ingress 3 46 0
+        tcx/egress 3 47 0
+        tc 3 0 0
+        classifier 3 0 0
+        action 4 0 0
+        netkit/primary 3 54 0
+        netkit/peer 3 55 0
+        tracepoint 5 0 0
+        tp 5 0 0
+        raw_tracepoint 17 0 0
+        raw_tp 17 0 0
+        raw_tracepoint.w 24 0 0
+        raw_tp.w 24 0 0
+        tp_btf 26 23 0
+        fentry 26 24 0
+        fmod_ret 26 26 0
+        fexit 26 25 0
+        fentry.s 26 24 16
+        fmod_ret.s 26 26 16
+        fexit.s 26 25 16
+        fsession 26 58 0
+        fsession.s 26 58 16
+        freplace 28 0 0
+        lsm 29 27 0
+        lsm.s 29 27 16
+        lsm_cgroup 29 43 0
+        iter 26 28 0
+        iter.s 26 28 16
+        syscall 31 0 16
+        xdp.frags/devmap 6 33 32
+        xdp/devmap 6 33 0
+        xdp.frags/cpumap 6 35 32
+        xdp/cpumap 6 35 0
+        xdp.frags 6 37 32
+        xdp 6 37 0
+        perf_event 7 0 0
+        lwt_in 10 0 0
+        lwt_out 11 0 0
+        lwt_xmit 12 0 0
+        lwt_seg6local 19 0 0
+        sockops 13 3 0
+        sk_skb/stream_parser 14 4 0
+        sk_skb/stream_verdict 14 5 0
+        sk_skb/verdict 14 38 0
+        sk_skb 14 0 0
+        sk_msg 16 7 0
+        lirc_mode2 20 16 0
+        flow_dissector 22 17 0
+        cgroup_skb/ingress 8 0 0
+        cgroup_skb/egress 8 1 0
+        cgroup/skb 8 0 0
+        cgroup/sock_create 9 2 0
+        cgroup/sock_release 9 34 0
+        cgroup/sock 9 2 0
+        cgroup/post_bind4 9 12 0
+        cgroup/post_bind6 9 13 0
+        cgroup/bind4 18 8 0
+        cgroup/bind6 18 9 0
+        cgroup/connect4 18 10 0
+        cgroup/connect6 18 11 0
+        cgroup/connect_unix 18 49 0
+        cgroup/sendmsg4 18 14 0
+        cgroup/sendmsg6 18 15 0
+        cgroup/sendmsg_unix 18 50 0
+        cgroup/recvmsg4 18 19 0
+        cgroup/recvmsg6 18 20 0
+        cgroup/recvmsg_unix 18 51 0
+        cgroup/getpeername4 18 29 0
+        cgroup/getpeername6 18 30 0
+        cgroup/getpeername_unix 18 52 0
+        cgroup/getsockname4 18 31 0
+        cgroup/getsockname6 18 32 0
+        cgroup/getsockname_unix 18 53 0
+        cgroup/sysctl 23 18 0
+        cgroup/getsockopt 25 21 0
+        cgroup/setsockopt 25 22 0
+        cgroup/dev 15 6 0
+        struct_ops 27 0 0
+        struct_ops.s 27 0 16
+        sk_lookup 30 36 0
+        netfilter 32 45 0
+    ";
+
+    #[test]
+    fn every_name_has_its_type() {
+        let mut names = 0;
+        for line in NAMES.lines().map(str::trim).filter(|l| !l.is_empty()) {
+            names += 1;
+            let words: Vec<_> = line.split(' ').collect();
+            let [name, numbers @ ..] = words.as_slice() else {
+                panic!("{line}")
+            };
+            let numbers: Vec<u32> = numbers.iter().map(|n| n.parse().unwrap()).collect();
+            for autoload in [true, false] {
+                let name = if autoload {
+                    (*name).to_owned()
+                } else {
+                    format!("?{name}")
+                };
+                let kind = parse(&name);
+                let found = [
+                    kind.program_type.0,
+                    kind.attach_type.map_or(0, |a| a.0),
+                    kind.flags.bits(),
+                ];
+                assert_eq!(found.as_slice(), numbers, "{name}");
+                assert_eq!((kind.autoload, kind.target), (autoload, None), "{name}");
+            }
+        }
+        // The table has three names more, of other loaders.
+        assert_eq!(names + 3, TABLE.len());
+    }
+
+    #[test]
+    fn names_of_the_days_before_slashes() {
+        for (name, program_type) in [
+            ("xdp_pass", ProgramType::XDP),
+            ("xdp1", ProgramType::XDP),
+            ("socket1", ProgramType::SOCKET_FILTER),
+            ("socket_filter/main", ProgramType::SOCKET_FILTER),
+            ("classifier_ingress", ProgramType::SCHED_CLS),
+            ("action_drop", ProgramType::SCHED_ACT),
+            ("tc-ingress", ProgramType::SCHED_CLS),
+            ("perf_event_1", ProgramType::PERF_EVENT),
+            ("lwt_in_nop", ProgramType::LWT_IN),
+            ("sockops_basertt", ProgramType::SOCK_OPS),
+            ("sk_msg1", ProgramType::SK_MSG),
+            ("cgroup/skb1", ProgramType::CGROUP_SKB),
+            ("cgroup/dev1", ProgramType::CGROUP_DEVICE),
+            ("seccomp_filter", ProgramType::SOCKET_FILTER),
+        ] {
+            let kind = parse(name);
+            assert_eq!(kind.program_type, program_type, "{name}");
+            assert_eq!(
+                (kind.target.is_some(), kind.autoload),
+                (false, true),
+                "{name}"
+            );
+        }
+        // The longest counts.
+        assert_eq!(
+            parse("xdp_devmap1").attach_type,
+            Some(AttachType::XDP_DEVMAP)
+        );
+        assert_eq!(
+            parse("cgroup/sock_release_x").attach_type,
+            Some(AttachType::CGROUP_INET_SOCK_RELEASE)
+        );
+        // What follows is a target that something has to find.
+        for name in [
+            "kprobe_x",
+            "fentry1",
+            "lsmx",
+            "iter_x",
+            "struct_opsx",
+            "my/xdp",
+        ] {
+            assert_eq!(parse(name).program_type, ProgramType::UNSPEC, "{name}");
+        }
     }
 
     #[test]

@@ -44,7 +44,8 @@ pub struct MapSpec {
     /// Slots filled right after creation: inner maps and tail-call targets
     /// that the object initialises statically.
     pub slots: Vec<(u32, Slot)>,
-    /// Initial content of the single value of a global-data map.
+    /// Initial content of the single value of a global-data map, or of the
+    /// start of an arena.
     pub contents: Contents,
     /// Freeze the map once its contents are in place (`.rodata`). Linux 5.2.
     pub freeze: bool,
@@ -139,11 +140,13 @@ impl MapSpec {
     }
 
     /// The content of a global-data map for editing, copied from the object
-    /// on first use; `value_size` bytes, zeroed for `.bss`.
+    /// on first use; `value_size` bytes, zeroed for `.bss`. Of an arena, the
+    /// bytes of its variables.
     pub fn contents_mut(&mut self) -> &mut Vec<u8> {
         if !matches!(self.contents, Contents::Owned(_)) {
             let mut bytes = self.contents.as_slice().unwrap_or_default().to_vec();
-            bytes.resize(self.value_size as usize, 0);
+            let size = bytes.len().max(self.value_size as usize);
+            bytes.resize(size, 0);
             self.contents = Contents::Owned(bytes);
         }
         match &mut self.contents {

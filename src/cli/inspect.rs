@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ebpf_manager::bpf::open_object;
 use ebpf_manager::elf::core_relo::{ReloKind, describe};
-use ebpf_manager::elf::{LinkedProgram, MapSpec, Object, Pinning, ProgramSpec, Slot};
+use ebpf_manager::elf::{ExternKind, LinkedProgram, MapSpec, Object, Pinning, ProgramSpec, Slot};
 
 use super::format::json_string;
 
@@ -72,12 +72,7 @@ impl<'o> Facts<'o> {
         let mut about = Table::new(&["LICENCE", "BTF", "KERNEL VERSION"]);
         about.row(vec![
             self.object.license().unwrap_or("none").to_owned(),
-            if self.object.btf().is_some() {
-                "yes"
-            } else {
-                "no"
-            }
-            .to_owned(),
+            yes_no(self.object.btf().is_some()),
             self.object
                 .kernel_version()
                 .map_or("-".to_owned(), |v| format!("{v:#x}")),
@@ -90,6 +85,8 @@ impl<'o> Facts<'o> {
             "TYPE",
             "ATTACH TYPE",
             "TARGET",
+            "FLAGS",
+            "LOADED",
             "INSNS",
             "LINKED",
             "CO-RE",
@@ -102,6 +99,8 @@ impl<'o> Facts<'o> {
                 spec.program_type.to_string(),
                 spec.attach_type.map_or("-".to_owned(), |t| t.to_string()),
                 spec.target.clone().unwrap_or_else(|| "-".to_owned()),
+                format!("{:#x}", spec.flags.bits()),
+                yes_no(spec.autoload),
                 spec.insn_count.to_string(),
                 program.linked_insns.to_string(),
                 program.core.len().to_string(),
@@ -117,6 +116,7 @@ impl<'o> Facts<'o> {
             "MAX ENTRIES",
             "FLAGS",
             "PINNING",
+            "CREATED",
             "INNER",
         ]);
         for map in self.object.maps() {
@@ -128,10 +128,24 @@ impl<'o> Facts<'o> {
                 map.max_entries.to_string(),
                 format!("{:#x}", map.flags.bits()),
                 pinning(map),
+                yes_no(!map.skip && !map.external),
                 map.inner
                     .as_ref()
                     .map_or("-".to_owned(), |i| i.map_type.to_string()),
             ]);
+        }
+        table.print(out);
+
+        let mut table = Table::new(&["MAP", "SLOT", "HOLDS"]);
+        for map in self.object.maps() {
+            for (key, slot) in &map.slots {
+                let (Slot::Map(held) | Slot::Program(held)) = slot;
+                table.row(vec![map.name.clone(), key.to_string(), held.clone()]);
+            }
+            for operation in map.operations.iter().flat_map(|o| &o.programs) {
+                let (member, held) = (operation.member.clone(), operation.program.clone());
+                table.row(vec![map.name.clone(), member, held]);
+            }
         }
         table.print(out);
 
@@ -145,15 +159,15 @@ impl<'o> Facts<'o> {
                 map.name.clone(),
                 variable.offset.to_string(),
                 variable.size.to_string(),
-                if map.freeze { "yes" } else { "no" }.to_owned(),
+                yes_no(map.freeze),
             ]);
         }
         table.print(out);
 
-        let mut table = Table::new(&["EXTERN", "WEAK"]);
+        let mut table = Table::new(&["EXTERN", "KIND", "WEAK"]);
         for symbol in self.object.externs() {
-            let weak = if symbol.weak { "yes" } else { "no" };
-            table.row(vec![symbol.name.clone(), weak.to_owned()]);
+            let kind = extern_kind(symbol.kind).to_owned();
+            table.row(vec![symbol.name.clone(), kind, yes_no(symbol.weak)]);
         }
         table.print(out);
 
@@ -177,6 +191,9 @@ impl<'o> Facts<'o> {
         json.open(None, b'{');
         json.optional("license", object.license());
         json.flag("btf", object.btf().is_some());
+        if let Some(version) = object.kernel_version() {
+            json.number("kernel_version", version.into());
+        }
         json.list("programs", &self.programs, |json, program| {
             let spec = program.spec;
             json.text("name", &spec.name);
@@ -187,6 +204,7 @@ impl<'o> Facts<'o> {
                 spec.attach_type.map(|t| t.to_string()).as_deref(),
             );
             json.optional("target", spec.target.as_deref());
+            json.number("flags", spec.flags.bits().into());
             json.flag("autoload", spec.autoload);
             json.number("insns", spec.insn_count.into());
             json.number("linked_insns", program.linked_insns as u64);
@@ -207,6 +225,7 @@ impl<'o> Facts<'o> {
         });
         json.list("externs", object.externs(), |json, symbol| {
             json.text("name", &symbol.name);
+            json.text("kind", extern_kind(symbol.kind));
             json.flag("weak", symbol.weak);
         });
         json.close(b'}');
@@ -222,7 +241,12 @@ fn map_json(json: &mut Json<'_>, map: &MapSpec) {
     json.number("max_entries", map.max_entries.into());
     json.number("flags", map.flags.bits().into());
     json.number("map_extra", map.map_extra);
+    if let Some(node) = map.numa_node {
+        json.number("numa_node", node.into());
+    }
     json.text("pinning", &pinning(map));
+    json.flag("extern", map.external);
+    json.flag("created", !map.skip && !map.external);
     if let Some(inner) = &map.inner {
         json.open(Some("inner"), b'{');
         map_json(json, inner);
@@ -235,6 +259,30 @@ fn map_json(json: &mut Json<'_>, map: &MapSpec) {
             Slot::Program(name) => json.text("program", name),
         }
     });
+    if let Some(operations) = &map.operations {
+        json.text("structure", &operations.type_name);
+        json.list("operations", &operations.programs, |json, operation| {
+            json.text("member", &operation.member);
+            json.text("program", &operation.program);
+        });
+    }
+}
+
+/// What an undefined symbol stands for.
+fn extern_kind(kind: ExternKind) -> &'static str {
+    match kind {
+        ExternKind::Constant => "constant",
+        ExternKind::Undefined => "undefined",
+        ExternKind::Config { .. } => "kernel configuration",
+        ExternKind::Address => "kernel address",
+        ExternKind::Variable { .. } => "kernel variable",
+        ExternKind::Function { .. } => "kernel function",
+        _ => "unknown",
+    }
+}
+
+fn yes_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
 }
 
 fn pinning(map: &MapSpec) -> String {

@@ -1,7 +1,7 @@
 //! The memory of array maps, shared with the programs that use them.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::Result;
@@ -10,6 +10,57 @@ use crate::bpf::MapFd;
 use crate::errno::{Errno, SysError};
 use crate::mmap::{Access, Mapping};
 use crate::proc::page_size;
+
+/// Memory of a map.
+enum Memory {
+    Anywhere(Mapping),
+    Fixed(FixedMapping),
+}
+
+impl Memory {
+    fn ptr_at<T>(&self, offset: usize) -> *mut T {
+        match self {
+            Memory::Anywhere(mapping) => mapping.ptr_at(offset),
+            Memory::Fixed(mapping) => {
+                let start = std::ptr::with_exposed_provenance_mut::<u8>(mapping.address);
+                start.wrapping_add(offset).cast()
+            }
+        }
+    }
+}
+
+/// A shared mapping at an address of the map's choice.
+struct FixedMapping {
+    address: usize,
+    len: usize,
+}
+
+impl FixedMapping {
+    fn new(fd: BorrowedFd<'_>, address: usize, len: usize) -> Result<FixedMapping> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+        let wanted = std::ptr::without_provenance_mut(address);
+        // SAFETY: MAP_FIXED_NOREPLACE takes no address that is in use, so no
+        // memory that anything refers to is replaced.
+        let got = unsafe { libc::mmap(wanted, len, protection, flags, fd.as_raw_fd(), 0) };
+        if got == libc::MAP_FAILED {
+            return Err(SysError::last("mmap"));
+        }
+        Ok(FixedMapping {
+            address: got.expose_provenance(),
+            len,
+        })
+    }
+}
+
+impl Drop for FixedMapping {
+    fn drop(&mut self) {
+        let start = std::ptr::with_exposed_provenance_mut(self.address);
+        // SAFETY: the mapping was made with this address and length, and what
+        // was read from it was copied.
+        unsafe { libc::munmap(start, self.len) };
+    }
+}
 
 /// The values of a `BPF_MAP_TYPE_ARRAY` with `BPF_F_MMAPABLE`, mapped: global
 /// variables are read and written without a system call.
@@ -22,7 +73,7 @@ use crate::proc::page_size;
 ///
 /// Requires at least Linux 5.5.
 pub struct MapMemory {
-    map: Mapping,
+    map: Memory,
     len: usize,
     writable: bool,
 }
@@ -58,10 +109,43 @@ impl MapMemory {
             Err(err) => return Err(err),
         };
         Ok(MapMemory {
-            map: mapping,
+            map: Memory::Anywhere(mapping),
             len,
             writable,
         })
+    }
+
+    /// Maps a whole arena. Programs can use an arena without an address
+    /// (`map_extra`) only once it is mapped, and it is mapped to that place
+    /// ever after. Pages take memory when they are first touched.
+    ///
+    /// Requires at least Linux 6.9.
+    ///
+    /// # Errors
+    /// `EINVAL` if the map is no arena; `EEXIST` if something is at `address`
+    /// (0 for any) already; otherwise what mmap(2) says.
+    pub fn arena(map: &MapFd, address: u64) -> Result<MapMemory> {
+        if map.map_type() != MapType::ARENA {
+            return Err(SysError::new("mmap", Errno::EINVAL).with_detail("not an arena"));
+        }
+        let len = (map.max_entries() as usize)
+            .checked_mul(page_size())
+            .ok_or_else(|| SysError::new("mmap", Errno::E2BIG))?;
+        let memory = if address == 0 {
+            Memory::Anywhere(Mapping::new(map.as_fd(), 0, len, Access::ReadWrite)?)
+        } else {
+            Memory::Fixed(FixedMapping::new(map.as_fd(), address as usize, len)?)
+        };
+        Ok(MapMemory {
+            map: memory,
+            len,
+            writable: true,
+        })
+    }
+
+    /// Where the memory is in this process.
+    pub fn address(&self) -> u64 {
+        self.map.ptr_at::<u8>(0) as u64
     }
 
     /// Bytes of all values, each rounded up to a multiple of 8.
