@@ -13,7 +13,7 @@ use ebpf_manager_bpf::elf::section;
 use ebpf_manager_bpf::{
     AttachType, CgroupOptions, Collection, Direction, Errno, Interface, IterOver, Kprobe,
     KprobeMulti, Link, LinkError, LwtRoute, Method, NetNamespace, NetfilterOptions, NetkitEnd,
-    Order, PerfHook, Program, ProgramType, SysError, TcAttach, Tracing, Uprobe, UprobeMulti,
+    Order, PerfHook, Program, ProgramType, SysError, TcAttach, Tracing, Uprobe, UprobeMulti, Usdt,
     XdpOptions, remove_stale_probe_events,
 };
 
@@ -68,6 +68,12 @@ impl From<Uprobe> for Hook {
 impl From<UprobeMulti> for Hook {
     fn from(probe: UprobeMulti) -> Hook {
         Hook::uprobe_multi(probe)
+    }
+}
+
+impl From<Usdt> for Hook {
+    fn from(probe: Usdt) -> Hook {
+        Hook::usdt(probe)
     }
 }
 
@@ -175,6 +181,16 @@ impl Hook {
     pub fn uprobe_multi(probe: UprobeMulti) -> Hook {
         Hook::new("uprobe.multi", move |program, _| {
             Link::uprobe_multi(program, &probe)
+        })
+        .sweeping(sweep_probe_events)
+    }
+
+    /// Places that the author of a user program marked. Linux 4.3, and 4.20
+    /// for those with a counter.
+    pub fn usdt(probe: Usdt) -> Hook {
+        Hook::new("usdt", move |program, collection| {
+            let specs = collection.usdt_specs()?;
+            Link::usdt(program, specs.as_ref(), &probe)
         })
         .sweeping(sweep_probe_events)
     }
@@ -348,7 +364,7 @@ impl Hook {
     ) -> Result<Option<Link>, LinkError> {
         match &self.attach {
             Some(attach) => attach(id, program, collection).map(Some),
-            None => attach_by_section(program).transpose(),
+            None => attach_by_section(program, collection).transpose(),
         }
     }
 }
@@ -361,7 +377,10 @@ fn sweep_probe_events() {
 
 /// Attaches where the section name says; `None` if it names no target or a
 /// kind of hook that needs more than a name.
-fn attach_by_section(program: &Program) -> Option<Result<Link, LinkError>> {
+fn attach_by_section(
+    program: &Program,
+    collection: &Collection,
+) -> Option<Result<Link, LinkError>> {
     match (program.program_type(), program.attach_type()) {
         (ProgramType::SK_LOOKUP, _) => return Some(Link::sk_lookup(program, None)),
         (ProgramType::FLOW_DISSECTOR, _) => {
@@ -390,6 +409,9 @@ fn attach_by_section(program: &Program) -> Option<Result<Link, LinkError>> {
                 SectionProbe::KprobeMulti(probe) => Link::kprobe_multi(program, &probe),
                 SectionProbe::Uprobe(probe) => Link::uprobe(program, &probe),
                 SectionProbe::UprobeMulti(probe) => Link::uprobe_multi(program, &probe),
+                SectionProbe::Usdt(probe) => collection
+                    .usdt_specs()
+                    .and_then(|specs| Link::usdt(program, specs.as_ref(), &probe)),
             })
         }
         _ => None,
@@ -403,11 +425,13 @@ enum SectionProbe {
     KprobeMulti(KprobeMulti),
     Uprobe(Uprobe),
     UprobeMulti(UprobeMulti),
+    Usdt(Usdt),
 }
 
 impl SectionProbe {
     /// `kprobe/vfs_read+8`, `ksyscall/openat`, `kprobe.multi/tcp_*`,
-    /// `uprobe/libc.so.6:getpid`, `uprobe.multi//bin/bash:*`.
+    /// `uprobe/libc.so.6:getpid`, `uprobe.multi//bin/bash:*`,
+    /// `usdt/libc.so.6:libc:setjmp`.
     fn parse(section: &str, target: &str) -> Option<SectionProbe> {
         let prefix = section::parse(section).prefix;
         let prefix = prefix.strip_suffix(".s").unwrap_or(prefix);
@@ -422,7 +446,7 @@ impl SectionProbe {
                 let probe = Kprobe::syscall(target);
                 SectionProbe::Kprobe(if returns { probe.on_return() } else { probe })
             }
-            "kprobe.multi" | "kretprobe.multi" => {
+            "kprobe.multi" | "kretprobe.multi" | "kprobe.session" => {
                 let probe = KprobeMulti::pattern(target);
                 SectionProbe::KprobeMulti(if returns { probe.on_return() } else { probe })
             }
@@ -435,10 +459,15 @@ impl SectionProbe {
                 };
                 SectionProbe::Uprobe(if returns { probe.on_return() } else { probe })
             }
-            "uprobe.multi" | "uretprobe.multi" => {
+            "uprobe.multi" | "uretprobe.multi" | "uprobe.session" => {
                 let (path, pattern) = target.rsplit_once(':')?;
                 let probe = UprobeMulti::pattern(path, pattern);
                 SectionProbe::UprobeMulti(if returns { probe.on_return() } else { probe })
+            }
+            "usdt" => {
+                let (path, name) = target.rsplit_once(':')?;
+                let (path, provider) = path.rsplit_once(':')?;
+                SectionProbe::Usdt(Usdt::new(path, provider, name))
             }
             _ => return None,
         })
@@ -485,6 +514,11 @@ mod tests {
             Some(SectionProbe::KprobeMulti(KprobeMulti::pattern("tcp_*")))
         );
         assert_eq!(
+            hook("usdt.s//bin/a:b:c:d", "/bin/a:b:c:d"),
+            Some(SectionProbe::Usdt(Usdt::new("/bin/a:b", "c", "d")))
+        );
+        assert_eq!(hook("usdt/libc.so.6:setjmp", "libc.so.6:setjmp"), None);
+        assert_eq!(
             hook("uprobe.s//bin/bash:readline", "/bin/bash:readline"),
             Some(SectionProbe::Uprobe(Uprobe::symbol(
                 "/bin/bash",
@@ -512,6 +546,9 @@ mod tests {
         );
         // No file to look in.
         assert_eq!(hook("uprobe/readline", "readline"), None);
-        assert_eq!(hook("kprobe.session/x", "x"), None);
+        assert_eq!(
+            hook("kprobe.session/x", "x"),
+            Some(SectionProbe::KprobeMulti(KprobeMulti::pattern("x")))
+        );
     }
 }

@@ -222,11 +222,22 @@ fn links_trace_kprobe_by_tracefs() {
         let probe = Kprobe::syscall("getpid").on_return().maxactive(17);
         Link::kprobe(program, &probe)
     });
-    let probe = Kprobe::syscall("getpid").on_return().maxactive(17);
+    let probe = Kprobe::syscall("getpid")
+        .on_return()
+        .maxactive(17)
+        .label("my-label");
     let link = Link::kprobe(program, &probe).unwrap();
     let events = std::fs::read_to_string(mount_of("tracefs").unwrap().join("kprobe_events"));
     let events = events.unwrap();
-    assert!(events.contains("r17:ebpf_manager_"), "{events}");
+    let line = events
+        .lines()
+        .find(|line| line.starts_with("r17:ebpf_manager_"));
+    let name = line.unwrap().split(['/', ' ']).nth(1).unwrap();
+    let function = syscall_function("getpid").unwrap();
+    assert_eq!(
+        name,
+        format!("r_{function}_my_label_{}", std::process::id())
+    );
     let err = link.pin("/sys/fs/bpf/unused".as_ref()).unwrap_err();
     assert!(matches!(err, LinkError::Impossible { .. }), "{err}");
 }
@@ -653,7 +664,7 @@ fn links_trace_stale_events_are_removed() {
     let (head, place) = line.expect("the event is listed").split_once(' ').unwrap();
     let group = head.split([':', '/']).nth(1).unwrap();
     let numbers: Vec<&str> = group.rsplit('_').collect();
-    let [namespace, start, pid, ..] = numbers.as_slice() else {
+    let [_, namespace, start, pid, ..] = numbers.as_slice() else {
         panic!("{group}");
     };
     assert_eq!(pid, &std::process::id().to_string());
@@ -669,7 +680,7 @@ fn links_trace_stale_events_are_removed() {
     };
     // This number at an earlier time; a number nobody has; another namespace;
     // another program.
-    let recycled = format!("ebpf_manager_{pid}_1_{namespace}");
+    let recycled = format!("ebpf_manager_{pid}_1_{namespace}_0");
     let dead = format!("ebpf_manager_99999999_{start}_{namespace}");
     let elsewhere = format!("ebpf_manager_99999999_{start}_1");
     let foreign = format!("other_manager_99999999_{start}_{namespace}");

@@ -14,6 +14,7 @@ use ebpf_manager_sys::{SysError, fd};
 use crate::attach_btf::AttachTo;
 use crate::error::{LoadError, ProgramError};
 use crate::kernel_btf::KernelBtf;
+use crate::link::UsdtSpecs;
 use crate::loader;
 use crate::map::{Loss, Map};
 use crate::program::Program;
@@ -181,6 +182,8 @@ pub struct Collection {
     variables: Vec<VariableSpec>,
     /// By map: its memory, once a variable of it was used.
     memory: Vec<OnceLock<Option<MapMemory>>>,
+    /// Once a USDT probe was attached.
+    usdt: OnceLock<UsdtSpecs>,
     times: LoadTimes,
     losses: Vec<Loss>,
 }
@@ -198,6 +201,7 @@ impl Collection {
         Ok(Collection {
             variables: variables(object, &loaded.maps),
             memory: loaded.maps.iter().map(|_| OnceLock::new()).collect(),
+            usdt: OnceLock::new(),
             maps: loaded.maps,
             programs: loaded.programs,
             failures: loaded.failures,
@@ -262,6 +266,10 @@ impl Collection {
             map: self.maps.get(index)?,
             memory: self.memory.get(index)?,
         })
+    }
+
+    pub(crate) fn usdt_cell(&self) -> &OnceLock<UsdtSpecs> {
+        &self.usdt
     }
 
     /// The optional programs that could not be loaded, in the object's order,

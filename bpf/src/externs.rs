@@ -397,7 +397,7 @@ fn find_addresses(wanted: &mut [Wanted<'_>]) {
 }
 
 /// Whether programs can read the cookie they were attached with. Linux 5.15.
-fn has_attach_cookie() -> bool {
+pub(crate) fn has_attach_cookie() -> bool {
     let load = ProgLoad {
         prog_type: ProgramType::TRACEPOINT,
         insns: &[Insn::call(GET_ATTACH_COOKIE), Insn::exit()],

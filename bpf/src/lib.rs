@@ -61,9 +61,9 @@ pub use link::{
     AttachedProgram, CgroupOptions, ClsactOptions, Direction, Fragments, HookPrograms, Interface,
     IterOver, KernelFunction, Kprobe, KprobeMulti, Link, LwtRoute, Mechanism, Method, NetNamespace,
     NetfilterFamily, NetfilterHook, NetfilterOptions, NetkitEnd, Order, PerfHook, Place, ProbeOn,
-    QdiscCleanup, Sampling, Sharing, TcAttach, Tracing, Uprobe, UprobeMulti, UserPlace, Verdict,
-    XdpMode, XdpOptions, cgroup_programs, remove_stale_filters, remove_stale_probe_events,
-    syscall_function, syscall_function_in, traceable_functions,
+    QdiscCleanup, Sampling, Sharing, TcAttach, Tracing, Uprobe, UprobeMulti, Usdt, UsdtSpecs,
+    UserPlace, Verdict, XdpMode, XdpOptions, cgroup_programs, remove_stale_filters,
+    remove_stale_probe_events, syscall_function, syscall_function_in, traceable_functions,
 };
 pub use map::{Loss, Map};
 pub use program::{Program, RunStats, measure_programs};

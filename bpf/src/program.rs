@@ -13,6 +13,7 @@ use ebpf_manager_sys::{Errno, SysError};
 
 use crate::cure::{self, Cure, Need};
 use crate::error::{ProgramError, Rejection};
+use crate::link::usdt;
 use crate::map::Loss;
 use crate::memlock;
 use crate::verifier_log::{SourceLine, VerifierLog};
@@ -227,6 +228,9 @@ impl Program {
         core: &dyn Fn(u32, Option<u32>) -> Option<String>,
     ) -> Result<Program, ProgramError> {
         let debug = context.btf.is_some();
+        let attach_type = spec
+            .attach_type
+            .or_else(|| usdt::attach_type(&spec.section));
         let mut load = ProgLoad {
             prog_type: spec.program_type,
             insns: &linked.insns,
@@ -234,7 +238,7 @@ impl Program {
             name: &spec.name,
             flags: spec.flags,
             kern_version: context.kernel_version,
-            expected_attach_type: context.member.or(spec.attach_type).unwrap_or_default(),
+            expected_attach_type: context.member.or(attach_type).unwrap_or_default(),
             btf: context.btf,
             attach_btf_id: context.attach_btf_id,
             attach_to: context.attach_to,
@@ -283,7 +287,7 @@ impl Program {
             fd,
             name: spec.name.clone(),
             kind: spec.program_type,
-            attach_type: spec.attach_type,
+            attach_type,
             section: spec.section.clone(),
             target: spec.target.clone(),
             lost,

@@ -36,6 +36,7 @@ pub mod sort;
 mod spec;
 mod struct_ops;
 pub mod symbols;
+pub mod usdt;
 
 pub use disasm::disassemble;
 pub use ebpf_manager_sys::abi::insn;

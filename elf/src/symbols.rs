@@ -51,6 +51,14 @@ pub enum SymbolError {
         /// Where they are in the file, ascending.
         offsets: Vec<u64>,
     },
+    /// No place of that name is marked (USDT).
+    #[error("no USDT probe {name}{}", if *others == 0 { " (the file marks no places)" } else { "" })]
+    NotMarked {
+        /// Provider and name, with a colon between.
+        name: String,
+        /// Places of other names.
+        others: usize,
+    },
     /// The offset lies behind the end of the function.
     #[error("offset {offset} is outside of {name}, which has {size} bytes")]
     Outside {

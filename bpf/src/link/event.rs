@@ -12,6 +12,9 @@ use ebpf_manager_sys::{Errno, SysError, proc};
 /// What every group of ours starts with.
 const PREFIX: &str = "ebpf_manager_";
 
+/// Bytes of a label that go into a name, at most.
+const MAX_LABEL: usize = 30;
+
 /// How long a removal is tried for while the kernel still closes the event.
 const REMOVE_ATTEMPTS: u32 = 20;
 
@@ -25,19 +28,31 @@ pub(super) struct ProbeEvent {
 }
 
 impl ProbeEvent {
-    /// Makes a name that nobody uses, `stem` being what people may know it by,
-    /// and lets `add` create the event.
+    /// Makes a name that nobody uses, `stem` and `label` being what people may
+    /// know it by, and lets `add` create the event.
+    ///
+    /// The name is what the managers before this one made of them, `stem`,
+    /// `label` and the process's number; the group tells it from others.
     pub(super) fn create(
         tracefs: &'static Tracefs,
         file: ProbeFile,
         stem: &str,
+        label: &str,
         add: &mut dyn FnMut(&str, &str) -> Result<(), SysError>,
     ) -> Result<ProbeEvent, SysError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Asked each time: a fork would inherit an answer that is kept.
-        let group = Owner::this_process()?.group();
-        let name = event_name(stem, &format!("_{number}"));
+        let owner = Owner::this_process()?;
+        // One for each event, so that names need not differ.
+        let group = format!("{}_{number}", owner.group());
+        let label = String::from_utf8_lossy(
+            label
+                .as_bytes()
+                .get(..MAX_LABEL)
+                .unwrap_or(label.as_bytes()),
+        );
+        let name = event_name(stem, &format!("_{label}_{}", owner.pid));
         add(&group, &name)?;
         Ok(ProbeEvent {
             tracefs,
@@ -111,7 +126,9 @@ impl Owner {
             start_time: numbers.next()?.parse().ok()?,
             pid_namespace: numbers.next()?.parse().ok()?,
         };
-        numbers.next().is_none().then_some(owner)
+        // The number of the event, or none.
+        let number = numbers.next().map(str::parse::<u32>);
+        (numbers.next().is_none() && !matches!(number, Some(Err(_)))).then_some(owner)
     }
 
     /// Whether the process is certainly gone, as far as this one sees.
@@ -190,13 +207,14 @@ mod tests {
             start_time: u64::MAX >> 10,
             pid_namespace: u64::from(u32::MAX),
         };
-        assert!(longest.group().len() <= ebpf_manager_sys::tracefs::MAX_EVENT_NAME_LEN);
+        assert!(longest.group().len() + 11 <= ebpf_manager_sys::tracefs::MAX_EVENT_NAME_LEN);
         for foreign in [
             "kprobes",
             "ebpf_manager_",
             "ebpf_manager_1",
             "ebpf_manager_1_2",
-            "ebpf_manager_1_2_3_4",
+            "ebpf_manager_1_2_3_4_5",
+            "ebpf_manager_1_2_3_x",
             "ebpf_manager_a_2_3",
             "my_ebpf_manager_1_2_3",
         ] {

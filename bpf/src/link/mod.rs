@@ -3,6 +3,7 @@
 mod cgroup;
 mod event;
 mod interface;
+mod kprobe;
 mod net;
 mod netns;
 mod operations;
@@ -15,6 +16,8 @@ mod standing;
 pub(crate) mod symbols;
 mod tc;
 mod trace;
+mod uprobe;
+pub(crate) mod usdt;
 mod xdp;
 
 pub use cgroup::{CgroupOptions, Sharing, cgroup_programs};
@@ -38,10 +41,13 @@ use self::standing::Standing;
 use crate::error::LinkError;
 
 pub use event::remove_stale_probe_events;
+pub use kprobe::{KernelFunction, Kprobe, KprobeMulti};
 pub use perf_event::{PerfHook, Sampling};
-pub use probe::{KernelFunction, Kprobe, KprobeMulti, ProbeOn, Uprobe, UprobeMulti, UserPlace};
+pub use probe::ProbeOn;
 pub use symbols::{syscall_function, syscall_function_in, traceable_functions};
 pub use trace::{IterOver, Tracing};
+pub use uprobe::{Uprobe, UprobeMulti, UserPlace};
+pub use usdt::{Usdt, UsdtSpecs};
 
 /// A program attached to a hook.
 ///
@@ -69,10 +75,19 @@ enum Inner {
         #[expect(dead_code, reason = "removes the event when dropped")]
         name: Option<Box<dyn Any + Send + Sync>>,
     },
+    /// One of these, and what it needs for as long as it is there.
+    Keeping(Box<Inner>, Box<dyn Keep>),
     /// Several of these behind one link: the first and the others.
     Many(Box<Inner>, Vec<Inner>),
     /// Something that stands until it is taken down.
     Standing(Standing),
+}
+
+/// What goes when a link goes. Behind a pointer, so that programs which make no
+/// such links do not contain how it goes.
+trait Keep: std::fmt::Debug + Send + Sync {
+    /// The link is pinned: what it needs has to outlive this process.
+    fn pinned(&self) {}
 }
 
 impl Inner {
@@ -81,6 +96,7 @@ impl Inner {
         match self {
             Inner::Bpf(link) => Some(link.as_fd()),
             Inner::Perf { link, .. } => link.as_ref().map(AsFd::as_fd),
+            Inner::Keeping(inner, _) => inner.link(),
             Inner::Many(..) | Inner::Standing(_) => None,
         }
     }
@@ -92,6 +108,7 @@ impl Inner {
                 link: Some(link), ..
             } => Some(link.as_fd()),
             Inner::Perf { event, .. } => Some(event.as_fd()),
+            Inner::Keeping(inner, _) => inner.fd(),
             Inner::Many(first, _) => first.fd(),
             Inner::Standing(_) => None,
         }
@@ -102,6 +119,7 @@ impl Inner {
         match self {
             Inner::Bpf(link) => operations::detach(&link, mechanism),
             Inner::Perf { event, .. } => event.disable(),
+            Inner::Keeping(inner, _keep) => inner.detach(mechanism),
             Inner::Many(first, rest) => rest
                 .into_iter()
                 .fold(first.detach(mechanism), |result, part| {

@@ -89,7 +89,7 @@ impl Link {
                 }
                 _ => sys::link_update(link.as_fd(), program.as_fd(), expected.map(AsFd::as_fd)),
             },
-            Inner::Perf { .. } | Inner::Many(..) => {
+            Inner::Perf { .. } | Inner::Keeping(..) | Inner::Many(..) => {
                 return Err(self.impossible("change its program"));
             }
             Inner::Standing(_) if expected.is_some() => {
@@ -133,7 +133,11 @@ impl Link {
             cure: matches!(source.errno(), Errno::EPERM | Errno::EINVAL)
                 .then_some(Cure::MountBpffs),
             source: source.with_path(path),
-        })
+        })?;
+        if let Inner::Keeping(_, kept) = &self.inner {
+            kept.pinned();
+        }
+        Ok(())
     }
 
     /// Opens a pinned link. The pin stays, and so does the attachment when
@@ -184,7 +188,7 @@ impl Link {
     pub fn is_attached(&self) -> Result<bool, LinkError> {
         let standing = match &self.inner {
             Inner::Standing(standing) => standing,
-            Inner::Bpf(_) | Inner::Perf { .. } | Inner::Many(..) => {
+            Inner::Bpf(_) | Inner::Perf { .. } | Inner::Keeping(..) | Inner::Many(..) => {
                 let detail = self.info()?.map(|info| info.detail);
                 return Ok(match detail {
                     Some(LinkDetail::Xdp(it) | LinkDetail::Tcx(it) | LinkDetail::Netkit(it)) => {

@@ -304,6 +304,61 @@ fn mapped_file(pid: u32, name: &Path) -> Option<PathBuf> {
     found
 }
 
+/// A part of a file that a process has mapped to be run.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    pub(super) start: u64,
+    pub(super) len: u64,
+    /// Bytes from the start of the file.
+    pub(super) offset: u64,
+}
+
+/// Where process `pid` has the code of the file `path`.
+pub(super) fn mappings(pid: u32, path: &Path) -> Result<Vec<Mapping>, SysError> {
+    use std::os::unix::fs::MetadataExt;
+    let maps = PathBuf::from(format!("/proc/{pid}/maps"));
+    let wanted =
+        std::fs::metadata(path).map_err(|err| SysError::from_io("stat", &err).with_path(path))?;
+    let wanted = (libc_dev(wanted.dev()), wanted.ino());
+    let mut found = Vec::new();
+    proc::for_each_line(&maps, &mut |line| {
+        let mapping = parse_mapping(line).filter(|(_, dev, ino)| (*dev, *ino) == wanted);
+        found.extend(mapping.map(|(mapping, ..)| mapping));
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+/// Major and minor number of a device.
+fn libc_dev(dev: u64) -> (u64, u64) {
+    (
+        (dev >> 8) & 0xfff | (dev >> 32) & !0xfff,
+        dev & 0xff | (dev >> 12) & !0xff & 0xffff_ffff,
+    )
+}
+
+/// `7f00-7f10 r-xp 00001000 fe:00 123  /lib/x.so`, if it can be run: the
+/// mapping, its device and its inode.
+fn parse_mapping(line: &[u8]) -> Option<(Mapping, (u64, u64), u64)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let mut fields = line.split_ascii_whitespace();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (start, end) = (hex(start)?, hex(end)?);
+    if fields.next()?.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let offset = hex(fields.next()?)?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let inode = fields.next()?.parse().ok()?;
+    let mapping = Mapping {
+        start,
+        len: end.checked_sub(start)?,
+        offset,
+    };
+    Some((mapping, (hex(major)?, hex(minor)?), inode))
+}
+
 /// The bytes of a binary.
 pub(super) fn read_binary(path: &Path) -> Result<Vec<u8>, LinkError> {
     std::fs::read(path).map_err(|err| LinkError::NoTarget {
