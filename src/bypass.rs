@@ -11,8 +11,8 @@ use std::sync::Arc;
 use ebpf_manager_bpf::elf::edit::{Code, Patcher, Reference};
 use ebpf_manager_bpf::elf::insn::{Insn, jmp, size};
 use ebpf_manager_bpf::elf::{FixupTarget, ProgramSpec};
+use ebpf_manager_bpf::lock::Mutex;
 use ebpf_manager_bpf::{Map, MapError, MapType, ProgramType};
-use parking_lot::Mutex;
 
 use crate::wiring::Draft;
 

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Instant;
 
 use ebpf_manager_bpf::Link;
-use parking_lot::{Condvar, Mutex};
+use ebpf_manager_bpf::lock::{Condvar, Mutex};
 
 use crate::error::ManagerError;
 use crate::probe::ProbeId;
@@ -95,7 +95,7 @@ impl Closing {
     pub fn wait(&self) -> Result<(), ManagerError> {
         let mut work = self.0.state.lock();
         while !work.left.is_empty() {
-            self.0.changed.wait(&mut work);
+            work = self.0.changed.wait(work);
         }
         let threads = std::mem::take(&mut work.threads);
         drop(work);
@@ -115,7 +115,9 @@ impl Closing {
     pub(crate) fn wait_until(&self, deadline: Instant, errors: &mut Vec<ManagerError>) {
         let mut work = self.0.state.lock();
         while !work.left.is_empty() {
-            if self.0.changed.wait_until(&mut work, deadline).timed_out() {
+            let in_time;
+            (work, in_time) = self.0.changed.wait_until(work, deadline);
+            if !in_time {
                 break;
             }
         }

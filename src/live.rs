@@ -11,10 +11,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ebpf_manager_bpf::elf::{MapSpec, Object, ProgramSpec};
+use ebpf_manager_bpf::lock::Mutex;
 use ebpf_manager_bpf::{
     Collection, KernelBtf, Link, LinkError, Map, MapError, Pod, Program, Variable,
 };
-use parking_lot::Mutex;
 
 use crate::bypass::Bypass;
 use crate::cleanup::MapEntry;

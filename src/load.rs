@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ebpf_manager_bpf::elf::{Contents, MapSpec, Object, Pinning, ProgramSpec, Slot};
+use ebpf_manager_bpf::lock::Mutex;
 use ebpf_manager_bpf::{Collection, KernelBtf, LoadError, LoadOptions, MapError};
-use parking_lot::Mutex;
 
 use crate::bypass::{self, Bypass};
 use crate::cleanup::{MapEntry, Origin, Undo};

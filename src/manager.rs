@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ebpf_manager_bpf::elf::Object;
-use parking_lot::{Mutex, RwLock};
+use ebpf_manager_bpf::lock::{Mutex, RwLock};
 
 use crate::cleanup::{Cleanup, MapEntry};
 use crate::closing::Closing;

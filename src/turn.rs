@@ -6,7 +6,7 @@
 
 use std::thread::{self, ThreadId};
 
-use parking_lot::{Condvar, Mutex};
+use ebpf_manager_bpf::lock::{Condvar, Mutex};
 
 use crate::error::ManagerError;
 use crate::state::{Action, State, Step, step};
@@ -86,7 +86,7 @@ impl Turns {
                     running: busy.action,
                 });
             }
-            self.changed.wait(&mut slot);
+            slot = self.changed.wait(slot);
         }
         slot.busy = Some(Busy {
             action,

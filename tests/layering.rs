@@ -39,19 +39,11 @@ const LAYERS: [Layer; 4] = [
     },
     Layer {
         dir: "bpf",
-        may_use: &[SYS, ELF, "bitflags", "parking_lot", "thiserror"],
+        may_use: &[SYS, ELF, "bitflags", "thiserror"],
     },
     Layer {
         dir: ".",
-        may_use: &[
-            SYS,
-            ELF,
-            BPF,
-            "bitflags",
-            "crossbeam-channel",
-            "parking_lot",
-            "thiserror",
-        ],
+        may_use: &[SYS, ELF, BPF, "bitflags", "crossbeam-channel", "thiserror"],
     },
 ];
 

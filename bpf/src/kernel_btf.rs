@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
+use ebpf_manager_elf::sort::sort;
 use ebpf_manager_sys::bpf::{self, ObjectKind};
 use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
 use ebpf_manager_sys::{Errno, SysError};
@@ -154,14 +155,15 @@ fn modules_of(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = entries
         .filter(|path| path.file_name().is_some_and(|name| name != "vmlinux"))
         .collect();
-    paths.sort_unstable();
+    // All are in one directory.
+    sort(&mut paths, |a, b| a.as_os_str() < b.as_os_str());
     Ok(paths)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KernelBtfError> {
     let fail = |op, err: &std::io::Error| {
         let source = SysError::from_io(op, err).with_path(path);
-        let absent = source.is(Errno::ENOENT) && path == Path::new(VMLINUX);
+        let absent = source.is(Errno::ENOENT) && path.as_os_str() == VMLINUX;
         KernelBtfError::Read {
             source,
             cure: absent.then_some(Cure::NoKernelBtf),

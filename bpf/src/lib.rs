@@ -81,6 +81,8 @@ pub use ebpf_manager_sys::abi::bpf::{
 };
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
 pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
+#[doc(hidden)]
+pub use ebpf_manager_sys::lock;
 pub use ebpf_manager_sys::map_memory::MapMemory;
 pub use ebpf_manager_sys::netns::NamespaceId;
 pub use ebpf_manager_sys::poll::Waker;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
 use ebpf_manager_elf::core_relo::{Resolver, add_roots};
+use ebpf_manager_elf::sort::sort;
 use ebpf_manager_elf::{
     FixupTarget, LinkedProgram, Linker, MapSpec, Object, Pinning, ProgramSpec, Slot,
 };
@@ -480,7 +481,7 @@ impl<'o> Loader<'o> {
                 .map_err(|source| LoadError::Object { path: None, source })?;
             wanted.extend(object.variable(name).map(|variable| variable.map as usize));
         }
-        wanted.sort_unstable();
+        sort(&mut wanted, |a, b| a < b);
         wanted.dedup();
         for index in wanted
             .into_iter()

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use ebpf_manager::bpf::{SysError, Waker};
-use parking_lot::{Condvar, Mutex};
+use ebpf_manager_sys::lock::{Condvar, Mutex};
 
 /// Bytes of lines that may wait before the handler does.
 const LIMIT: usize = 1 << 20;
@@ -58,7 +58,7 @@ impl Output {
     pub(crate) fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state.lock();
         while state.limited && state.pending.len() >= LIMIT && !state.failed {
-            self.room.wait(&mut state);
+            state = self.room.wait(state);
         }
         if state.failed {
             return;
@@ -84,7 +84,7 @@ impl Output {
         loop {
             let mut state = self.state.lock();
             while state.pending.is_empty() && !state.finished {
-                self.work.wait(&mut state);
+                state = self.work.wait(state);
             }
             if state.pending.is_empty() {
                 return Ok(());

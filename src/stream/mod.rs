@@ -16,11 +16,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use ebpf_manager_bpf::lock::Mutex;
 use ebpf_manager_bpf::{
     Cpus, Map, MapType, PerfBufferOptions, PerfBufferReader, ReaderError, Record, RingBufferReader,
     Wakeup,
 };
-use parking_lot::Mutex;
 
 use crate::error::ManagerError;
 

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
+use ebpf_manager_bpf::lock::{Condvar, Mutex};
 use ebpf_manager_bpf::{Cpus, Map, Record, SysError, Waiter, Waker, online_cpus};
-use parking_lot::{Condvar, Mutex};
 
 use super::pace::Pace;
 use super::source::{Batch, Source};
@@ -72,7 +72,7 @@ impl Control {
     pub(super) fn applied(&self, request: u64) {
         let mut progress = self.progress.lock();
         while progress.applied < request {
-            self.changed.wait(&mut progress);
+            progress = self.changed.wait(progress);
         }
     }
 
@@ -82,9 +82,11 @@ impl Control {
         let mut progress = self.progress.lock();
         while progress.flushed < request {
             match deadline {
-                None => self.changed.wait(&mut progress),
+                None => progress = self.changed.wait(progress),
                 Some(deadline) => {
-                    if self.changed.wait_until(&mut progress, deadline).timed_out() {
+                    let in_time;
+                    (progress, in_time) = self.changed.wait_until(progress, deadline);
+                    if !in_time {
                         return progress.flushed >= request;
                     }
                 }

@@ -43,8 +43,18 @@ fn dup_above_std(op: &'static str, fd: BorrowedFd<'_>) -> Result<OwnedFd, SysErr
 /// Closes descriptors, and those with adjacent numbers by one call
 /// (close_range(2), Linux 5.9). Sorts them.
 pub fn close_all(mut fds: Vec<OwnedFd>) {
-    // Numbers of open descriptors differ.
-    fds.sort_unstable_by_key(AsRawFd::as_raw_fd);
+    // Each goes where it belongs among those before it, mostly at their end:
+    // a sort of the standard library's would be most of this function.
+    for at in 1..fds.len() {
+        let (sorted, rest) = fds.split_at(at);
+        let Some(number) = rest.first().map(AsRawFd::as_raw_fd) else {
+            break;
+        };
+        let place = sorted.partition_point(|fd| fd.as_raw_fd() < number);
+        if let Some(moved) = fds.get_mut(place..=at) {
+            moved.rotate_right(1);
+        }
+    }
     while let Some(last) = fds.last().map(AsRawFd::as_raw_fd) {
         let adjacent = |(fd, number): &(&OwnedFd, RawFd)| fd.as_raw_fd() == *number;
         let run = fds.iter().rev().zip((0..=last).rev());

@@ -18,6 +18,7 @@ pub mod bpf;
 pub mod clock;
 pub mod errno;
 pub mod fd;
+pub mod lock;
 pub mod map_memory;
 pub mod mmap;
 pub mod mntns;

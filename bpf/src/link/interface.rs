@@ -1,15 +1,16 @@
 //! Network namespaces and interfaces: where a network hook is.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use ebpf_manager_sys::SysError;
+use ebpf_manager_sys::lock::{Mutex, MutexGuard};
 use ebpf_manager_sys::netns::{self, NamespaceId};
 use ebpf_manager_sys::rtnl::Rtnl;
-use ebpf_manager_sys::{Errno, SysError};
-use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use crate::error::LinkError;
 
@@ -27,9 +28,28 @@ pub struct NetNamespace(Arc<Shared>);
 struct Shared {
     id: NamespaceId,
     fd: OwnedFd,
-    rtnl: Mutex<Option<Rtnl>>,
+    /// Empty or one.
+    rtnl: Mutex<Vec<Rtnl>>,
     /// Filters of ours: interface and how many.
     filters: Mutex<Vec<(u32, usize)>>,
+}
+
+/// The socket of a namespace, locked.
+pub(super) struct Socket<'a>(MutexGuard<'a, Vec<Rtnl>>);
+
+impl Deref for Socket<'_> {
+    type Target = Rtnl;
+
+    fn deref(&self) -> &Rtnl {
+        // This is not made before there is one.
+        &self.0[0]
+    }
+}
+
+impl DerefMut for Socket<'_> {
+    fn deref_mut(&mut self) -> &mut Rtnl {
+        &mut self.0[0]
+    }
 }
 
 /// How long to wait for other processes that change filters of the same
@@ -67,7 +87,7 @@ impl NetNamespace {
             let shared = Arc::new(Shared {
                 id,
                 fd,
-                rtnl: Mutex::new(None),
+                rtnl: Mutex::default(),
                 filters: Mutex::new(Vec::new()),
             });
             known.push(Arc::downgrade(&shared));
@@ -122,22 +142,21 @@ impl NetNamespace {
 
     /// Closes the rtnetlink socket; what needs one opens another.
     pub fn close_socket(&self) {
-        *self.0.rtnl.lock() = None;
+        self.0.rtnl.lock().clear();
     }
 
     /// The socket, locked: what is asked and then done on the answer is one
     /// step among the attachments of this process.
-    pub(super) fn rtnl(&self) -> Result<MappedMutexGuard<'_, Rtnl>, SysError> {
+    pub(super) fn rtnl(&self) -> Result<Socket<'_>, SysError> {
         let mut socket = self.0.rtnl.lock();
-        if socket.is_none() {
-            *socket = Some(if self.is_current() {
+        if socket.is_empty() {
+            socket.push(if self.is_current() {
                 Rtnl::open()?
             } else {
                 Rtnl::open_in(self.0.fd.as_fd())?
             });
         }
-        MutexGuard::try_map(socket, Option::as_mut)
-            .map_err(|_| SysError::new("socket", Errno::EBADF))
+        Ok(Socket(socket))
     }
 
     /// Runs `work` in the namespace: here if the calling thread is in it, else

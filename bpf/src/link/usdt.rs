@@ -12,8 +12,8 @@ use ebpf_manager_elf::usdt::{self, UsdtArgument, UsdtFile, UsdtValue};
 use ebpf_manager_sys::abi::bpf::{AttachType, ElemFlags, ProgramType};
 use ebpf_manager_sys::abi::insn::Insn;
 use ebpf_manager_sys::bpf::{self as sys, LinkCreate, LinkOptions, ProgLoad, Target};
+use ebpf_manager_sys::lock::Mutex;
 use ebpf_manager_sys::{Errno, SysError};
-use parking_lot::Mutex;
 
 use super::symbols;
 use super::trace::expect_type;

@@ -8,6 +8,7 @@ use ebpf_manager_sys::abi::insn::Insn;
 use super::code::{Code, Jump, Reference, function_reference, is_second, jump_of};
 use super::{PatchError, ProgramEditor};
 use crate::link::{Fixup, LinkedProgram, Placed};
+use crate::sort::sort;
 
 /// A change that waits to be applied.
 #[derive(Debug)]
@@ -304,7 +305,7 @@ impl Layout {
         program.fixups.retain_mut(|fixup| own(&mut fixup.insn));
         if !fixups.is_empty() {
             program.fixups.extend(fixups);
-            program.fixups.sort_unstable_by_key(|fixup| fixup.insn);
+            sort(&mut program.fixups, |a, b| a.insn < b.insn);
         }
         program.core_relos.retain_mut(|relo| own(&mut relo.insn));
 
