@@ -1,0 +1,47 @@
+//! Shows: events by perf buffer, with the processor they come from.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "an example talks"
+)]
+
+mod common;
+
+use std::process::ExitCode;
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ebpf_manager::bpf::PerfBufferOptions;
+use ebpf_manager::{Manager, Probe, Sink, Stream};
+
+fn main() -> ExitCode {
+    common::run(
+        "events by perf buffer, with the processor they come from",
+        example,
+    )
+}
+
+fn example() -> common::Result {
+    let (tell, told) = mpsc::channel();
+    let sink = Sink::handler(move |record| {
+        // Nobody asks any more once the example ends.
+        let _ = tell.send((record.cpu, record.data.len(), record.lost_before));
+    });
+    let manager = Manager::builder()
+        .probe(Probe::new("on_fork_sample"))
+        .constant("target_tgid", std::process::id())
+        .stream(Stream::perf_buffer(
+            "samples",
+            PerfBufferOptions::default(),
+            sink,
+        ))
+        .build()?;
+    manager.init(&common::object())?;
+    manager.start()?;
+    common::fork();
+    let (cpu, bytes, lost) = told.recv_timeout(Duration::from_secs(30))?;
+    println!("{bytes} bytes from processor {cpu:?}, {lost} lost before");
+    manager.stop()?;
+    Ok(())
+}
