@@ -9,6 +9,7 @@ mod common;
 
 use std::process::ExitCode;
 
+use ebpf_manager::bpf::TestRun;
 use ebpf_manager::{Constant, Manager};
 
 fn main() -> ExitCode {
@@ -48,7 +49,9 @@ fn example() -> common::Result {
 /// What a program returns for an empty packet.
 fn returned(manager: &Manager, function: &str) -> common::Result<u32> {
     let program = manager.program(function).ok_or("no such program")?;
-    let mut run = ebpf_manager::bpf::TestRun::default();
-    run.data_in = &[0; 64];
+    let mut run = TestRun {
+        data_in: &[0; 64],
+        ..TestRun::default()
+    };
     Ok(program.test_run(&mut run)?.retval)
 }

@@ -34,8 +34,10 @@ fn example() -> common::Result {
         .build()?;
     manager.init(&common::object())?;
     let program = manager.program("patched").ok_or("no such program")?;
-    let mut run = TestRun::default();
-    run.data_in = &[0; 64];
+    let mut run = TestRun {
+        data_in: &[0; 64],
+        ..TestRun::default()
+    };
     let returned = program.test_run(&mut run)?.retval;
     println!("it returns {returned}");
     common::check(returned == 99, "it returns what it was written to return")?;

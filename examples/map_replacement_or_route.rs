@@ -52,7 +52,9 @@ fn example() -> common::Result {
 
 fn returned(manager: &Manager, function: &str) -> common::Result<u32> {
     let program = manager.program(function).ok_or("no such program")?;
-    let mut run = TestRun::default();
-    run.data_in = &[0; 64];
+    let mut run = TestRun {
+        data_in: &[0; 64],
+        ..TestRun::default()
+    };
     Ok(program.test_run(&mut run)?.retval)
 }

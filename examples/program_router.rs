@@ -28,8 +28,10 @@ fn example() -> common::Result {
     manager.start()?;
     let returned = || -> common::Result<u32> {
         let program = manager.program("first").ok_or("no such program")?;
-        let mut run = TestRun::default();
-        run.data_in = &[0; 64];
+        let mut run = TestRun {
+            data_in: &[0; 64],
+            ..TestRun::default()
+        };
         Ok(program.test_run(&mut run)?.retval)
     };
     println!("first calls {}", returned()?);
