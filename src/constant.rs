@@ -71,6 +71,13 @@ impl Constant {
         Constant::new(name.into(), Value::Global(Arc::new(move || bytes.clone())))
     }
 
+    /// As [`Constant::global`], with the bytes of the value in this machine's
+    /// order.
+    pub fn global_bytes(name: impl Into<String>, value: impl Into<Vec<u8>>) -> Constant {
+        let value = value.into();
+        Constant::new(name.into(), Value::Global(Arc::new(move || value.clone())))
+    }
+
     /// As [`Constant::global`], with a value that is asked for at each load.
     pub fn global_with<T: Pod>(
         name: impl Into<String>,

@@ -19,17 +19,18 @@ use ebpf_manager_bpf::{
 
 use crate::probe::ProbeId;
 
-type Attach = dyn Fn(&ProbeId, &Program, &Collection) -> Result<Link, LinkError> + Send + Sync;
+/// `Ok(None)`: the section name does not say where.
+type Attach =
+    dyn Fn(&ProbeId, &Program, &Collection) -> Result<Option<Link>, LinkError> + Send + Sync;
 
 /// A place in the kernel that programs are attached to, with the options that
 /// belong to it. Clones share what it holds: a socket, a namespace.
 #[derive(Clone)]
 pub struct Hook {
     kind: &'static str,
-    /// `None`: the section name says.
-    attach: Option<Arc<Attach>>,
+    attach: Arc<Attach>,
     /// Removes what dead processes left of its kind.
-    sweep: Option<fn()>,
+    sweep: Option<Sweep>,
     /// The network namespace that it was given.
     namespace: Option<NetNamespace>,
 }
@@ -95,8 +96,10 @@ impl Hook {
     pub fn section() -> Hook {
         Hook {
             kind: "section",
-            attach: None,
-            sweep: None,
+            attach: Arc::new(|_, program, collection| {
+                attach_by_section(program, collection).transpose()
+            }),
+            sweep: Some(sweep_by_section),
             namespace: None,
         }
     }
@@ -110,15 +113,13 @@ impl Hook {
     ) -> Hook {
         Hook {
             kind,
-            attach: Some(Arc::new(move |_, program, collection| {
-                attach(program, collection)
-            })),
+            attach: Arc::new(move |_, program, collection| attach(program, collection).map(Some)),
             sweep: None,
             namespace: None,
         }
     }
 
-    fn sweeping(mut self, sweep: fn()) -> Hook {
+    fn sweeping(mut self, sweep: Sweep) -> Hook {
         self.sweep = Some(sweep);
         self
     }
@@ -130,9 +131,8 @@ impl Hook {
 
     /// What removes the leavings of dead processes where this is going to be
     /// attached.
-    pub(crate) fn sweep(&self, program: &Program) -> Option<fn()> {
-        let by_section = self.attach.is_none() && program.program_type() == ProgramType::KPROBE;
-        self.sweep.or(by_section.then_some(sweep_probe_events))
+    pub(crate) fn sweep(&self) -> Option<Sweep> {
+        self.sweep
     }
 
     /// Whether it is in this network namespace, by its own declaration.
@@ -245,9 +245,9 @@ impl Hook {
         let namespace = interface.declared_namespace().cloned();
         Hook {
             kind: "traffic control",
-            attach: Some(Arc::new(move |id, program, _| {
-                Link::tc(program, &interface, direction, &attach.with_uid(&id.uid))
-            })),
+            attach: Arc::new(move |id, program, _| {
+                Link::tc(program, &interface, direction, &attach.with_uid(&id.uid)).map(Some)
+            }),
             sweep: None,
             namespace,
         }
@@ -362,17 +362,22 @@ impl Hook {
         program: &Program,
         collection: &Collection,
     ) -> Result<Option<Link>, LinkError> {
-        match &self.attach {
-            Some(attach) => attach(id, program, collection).map(Some),
-            None => attach_by_section(program, collection).transpose(),
-        }
+        (self.attach)(id, program, collection)
     }
 }
 
+/// Sweeps for a program; false if there is nothing to sweep for it.
+pub(crate) type Sweep = fn(&Program) -> bool;
+
 /// Removes probe events of dead processes. Whatever goes wrong, they were
 /// there before and do no harm.
-fn sweep_probe_events() {
+fn sweep_probe_events(_: &Program) -> bool {
     let _ = remove_stale_probe_events();
+    true
+}
+
+fn sweep_by_section(program: &Program) -> bool {
+    program.program_type() == ProgramType::KPROBE && sweep_probe_events(program)
 }
 
 /// Attaches where the section name says; `None` if it names no target or a

@@ -42,6 +42,8 @@ mod hook;
 mod live;
 mod load;
 mod manager;
+#[cfg(feature = "manifest")]
+pub mod manifest;
 mod options;
 mod outcome;
 mod probe;

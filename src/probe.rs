@@ -71,9 +71,15 @@ pub(crate) struct Retry {
 impl Probe {
     /// The program of this C function, attached where its section name says.
     pub fn new(function: impl Into<String>) -> Probe {
+        Probe::with_hook(function, Hook::section())
+    }
+
+    /// The program of this C function, attached to `hook`. A small program that
+    /// names its hooks this way does not contain those that sections may name.
+    pub fn with_hook(function: impl Into<String>, hook: impl Into<Hook>) -> Probe {
         Probe {
             id: ProbeId::new(function, ""),
-            hook: Hook::section(),
+            hook: hook.into(),
             optional: false,
             copied: false,
             pin: None,

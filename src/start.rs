@@ -10,6 +10,7 @@ use ebpf_manager_bpf::measure_programs;
 use crate::cleanup::{Cleanup, Undo, remove_pin};
 use crate::closing::{self, Closing};
 use crate::error::ManagerError;
+use crate::hook::Sweep;
 use crate::live::{Cell, Live};
 use crate::load::selection_error;
 use crate::manager::{Inner, Manager};
@@ -392,18 +393,17 @@ impl Inner {
 /// Removes what dead processes left where something is going to be
 /// attached. Never fails the start.
 fn sweep(live: &Live) {
-    let mut done: Vec<fn()> = Vec::new();
+    let mut done: Vec<Sweep> = Vec::new();
     for cell in &live.probes {
         if cell.outcome() != Outcome::Detached {
             continue;
         }
-        let program = cell.program();
-        let sweep = program.and_then(|program| cell.probe.hook.sweep(&program));
-        if let Some(sweep) = sweep
-            && !done.iter().any(|known| std::ptr::fn_addr_eq(*known, sweep))
+        let known = |sweep: &Sweep| done.iter().any(|f| std::ptr::fn_addr_eq(*f, *sweep));
+        let sweep = cell.probe.hook.sweep().filter(|sweep| !known(sweep));
+        if let (Some(sweep), Some(program)) = (sweep, cell.program())
+            && sweep(&program)
         {
             done.push(sweep);
-            sweep();
         }
     }
 }

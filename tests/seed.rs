@@ -1,3 +1,5 @@
+//! Offline: reads the repository, not the kernel.
+//!
 //! `src/SEED.md` is whole: it names every exported symbol of the original
 //! (`tests/seed/symbols`, one a line, members as `Type.Member`) once, with
 //! something of ours that exists (rustdoc checks the links), and every trap

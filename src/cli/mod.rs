@@ -8,6 +8,7 @@ mod inspect;
 mod minimise;
 mod names;
 mod output;
+mod run;
 mod summary;
 mod trace;
 
@@ -29,6 +30,7 @@ Commands:
   inspect        show what an object file declares
   check          say which kernels object files fit, from the kernels' BTF
   minimise       write the part of a kernel's BTF that object files need
+  run            run what a manifest declares
 
 Options:
   -h, --help     show this text, or after a command that command's
@@ -117,6 +119,33 @@ Options:
 Exit status: 0, 1 if a file cannot be used, 2 for a wrong command line.
 ";
 
+const RUN_HELP: &str = "\
+Runs the programs that a manifest declares, until Ctrl-C, and writes what comes
+out of its buffers: a line for each record, with the map, the CPU of a perf
+buffer, and the bytes.
+
+Usage: ebpf-manager run [OPTION]... MANIFEST
+
+Options:
+  --duration TIME  stop after this time: 500ms, 5s, 2m, 1h
+  --clean          remove the pins that the manifest asks for at the end
+  -h, --help       show this text
+
+A manifest is a text, a line for each thing:
+
+  object trace.bpf.o
+  probe on_exec
+      hook tracepoint sched/sched_process_exec
+  probe on_exit
+      optional
+  constant min_duration_ns u64 1000000
+  ring_buffer events
+
+The documentation of the library's module `manifest` lists all there is. What
+became of each probe goes to standard error. Exit status: 0, 1 if something
+cannot be used or attached, 2 for a wrong command line.
+";
+
 /// What a command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
@@ -126,6 +155,7 @@ enum Request {
     Inspect { file: PathBuf, json: bool },
     Check(check::Options),
     Minimise(minimise::Options),
+    Run(run::Options),
 }
 
 /// Runs the command of this process.
@@ -145,6 +175,7 @@ pub(crate) fn main() -> ExitCode {
             Err(message) => (Err(message), 2),
         },
         Ok(Request::Minimise(options)) => (minimise::run(&options), 1),
+        Ok(Request::Run(options)) => (run::run(&options), 1),
         Err(message) => (Err(message), 2),
     };
     match result {
@@ -187,6 +218,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         }
         Some(Value(command)) if command == "minimise" => parse_minimise(&mut parser)
             .map_err(|err| format!("{err}; see ebpf-manager minimise --help")),
+        Some(Value(command)) if command == "run" => {
+            parse_run(&mut parser).map_err(|err| format!("{err}; see ebpf-manager run --help"))
+        }
         Some(Value(command)) => Err(general(&format!("no command {}", command.display()))),
         Some(other) => Err(general(&other.unexpected())),
     }
@@ -206,6 +240,21 @@ fn parse_trace(parser: &mut lexopt::Parser) -> Result<Request, String> {
         }
     }
     Ok(Request::Trace(options))
+}
+
+fn parse_run(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let (mut options, mut manifest) = (run::Options::default(), None);
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Show(RUN_HELP)),
+            Long("clean") => options.clean = true,
+            Long("duration") => options.duration = Some(time(parser, "--duration")?),
+            Value(path) if manifest.is_none() => manifest = Some(PathBuf::from(path)),
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    options.manifest = manifest.ok_or("run needs a MANIFEST")?;
+    Ok(Request::Run(options))
 }
 
 fn parse_inspect(parser: &mut lexopt::Parser) -> Result<Request, String> {
@@ -384,6 +433,9 @@ mod tests {
             ("minimise a", "-o"),
             ("minimise -o a", "OBJECT"),
             ("minimise a -o", "-o"),
+            ("run", "MANIFEST"),
+            ("run a b", "b"),
+            ("run a --duration soon", "500ms"),
         ] {
             let message = parsed(line).unwrap_err();
             assert!(message.contains(says), "{line:?}: {message}");
@@ -393,9 +445,16 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for line in [HELP, TRACE_HELP, INSPECT_HELP, CHECK_HELP, MINIMISE_HELP]
-            .iter()
-            .flat_map(|t| t.lines())
+        for line in [
+            HELP,
+            TRACE_HELP,
+            INSPECT_HELP,
+            CHECK_HELP,
+            MINIMISE_HELP,
+            RUN_HELP,
+        ]
+        .iter()
+        .flat_map(|t| t.lines())
         {
             assert!(line.len() <= 80, "{line}");
         }

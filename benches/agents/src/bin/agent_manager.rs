@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 
-use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe};
+use ebpf_manager::{Hook, Manager, ManagerError, ObjectSource, Probe};
 
 static OBJECT: &[u8] = include_bytes!("../../../../tests/programs/bench_a.bpf.o");
 
@@ -23,7 +23,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), ManagerError> {
     let manager = Manager::builder()
-        .probe(Probe::new("on_exec"))
+        .probe(Probe::with_hook(
+            "on_exec",
+            Hook::tracepoint("sched", "sched_process_exec"),
+        ))
         .ring_buffer("executions", |record| {
             std::hint::black_box(record);
         })
