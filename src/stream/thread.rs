@@ -653,6 +653,8 @@ impl<'c> Thread<'c> {
     fn read(&mut self) -> Result<(), SysError> {
         let (mut seen, mut flushed, mut naps) = (0, 0, 0);
         let (mut records, mut filled) = (0, 0);
+        let start = Instant::now();
+        let now = move || start.elapsed().as_nanos() as u64;
         loop {
             // Acquire: wishes were noted before it was raised.
             let request = self.control.request.load(Ordering::Acquire);
@@ -690,7 +692,7 @@ impl<'c> Thread<'c> {
             if more || pending {
                 continue;
             }
-            if let Some(nap) = self.pace.next(records, filled) {
+            if let Some(nap) = self.pace.next(records, filled, &now) {
                 self.hush(self.pace.is_steady());
                 naps += 1;
                 self.waiter.nap(nap)?;
