@@ -8,10 +8,18 @@
 
 mod common;
 
+#[path = "readers/allocations.rs"]
+mod allocations;
 #[path = "readers/generator.rs"]
 mod generator;
+#[path = "readers/hotplug.rs"]
+mod hotplug;
 #[path = "readers/perf.rs"]
 mod perf;
+#[path = "readers/streams.rs"]
+mod streams;
+#[path = "readers/user.rs"]
+mod user;
 
 use common::{LeakCheck, ROOT, load, map, require};
 use ebpf_manager_sys::sched::stay_on;

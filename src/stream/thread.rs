@@ -123,6 +123,8 @@ struct Threads {
     /// No thread may be added any more.
     closed: bool,
     running: Vec<Running>,
+    /// Of threads that ended by themselves.
+    errors: Vec<ManagerError>,
 }
 
 struct Running {
@@ -242,9 +244,14 @@ impl Readers {
             .map_err(|err| failed(SysError::from_io("start a thread", &err)))?;
         let _ = control.thread.set(handle.thread().id());
         // Streams that were stopped leave ended threads.
-        threads
-            .running
-            .retain(|running| !running.handle.is_finished());
+        let all = std::mem::take(&mut threads.running);
+        for thread in all {
+            if thread.handle.is_finished() {
+                threads.errors.append(&mut thread.join());
+            } else {
+                threads.running.push(thread);
+            }
+        }
         threads.running.push(Running { handle, control });
         Ok(())
     }
@@ -289,16 +296,25 @@ impl Readers {
 
     /// Waits for the threads to end; what went wrong with them.
     pub(crate) fn join(self) -> Vec<ManagerError> {
-        let running = std::mem::take(&mut self.group.threads.lock().running);
-        let mut errors = Vec::new();
+        let (running, mut errors) = {
+            let mut threads = self.group.threads.lock();
+            let Threads {
+                running, errors, ..
+            } = &mut *threads;
+            (std::mem::take(running), std::mem::take(errors))
+        };
         for thread in running {
-            match thread.handle.join() {
-                Ok(more) => errors.extend(more),
-                // Not a handler's panic, which is caught: our own bug.
-                Err(panic) => errors.push(panicked(&*panic)),
-            }
+            errors.append(&mut thread.join());
         }
         errors
+    }
+}
+
+impl Running {
+    fn join(self) -> Vec<ManagerError> {
+        // Not a handler's panic, which is caught: our own bug.
+        let bug = |panic: Box<dyn std::any::Any + Send>| vec![panicked(&*panic)];
+        self.handle.join().unwrap_or_else(bug)
     }
 }
 

@@ -17,6 +17,7 @@
 //! the kernel to drop new records instead of overwriting unread ones.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,6 +74,12 @@ struct Layout {
 }
 
 impl Layout {
+    /// Samples of nothing but raw data.
+    const PLAIN: Layout = Layout {
+        time: None,
+        raw: HEADER_SIZE,
+    };
+
     fn of(sample: SampleType) -> Option<Layout> {
         let time = sample.time_offset();
         Some(Layout {
@@ -82,8 +89,19 @@ impl Layout {
     }
 }
 
-/// Takes a record apart; `None` if it is too short for what it is.
+/// The data of a sample without a time stamp, the common case; `None` for all
+/// else.
 #[inline]
+fn sample(header: RecordHeader, record: &[u8], layout: Layout) -> Option<&[u8]> {
+    if header.kind != record_type::SAMPLE || layout != Layout::PLAIN {
+        return None;
+    }
+    let (size, data) = record.get(HEADER_SIZE..)?.split_first_chunk()?;
+    data.get(..u32::from_ne_bytes(*size) as usize)
+}
+
+/// Takes a record apart; `None` if it is too short for what it is.
+#[cold]
 fn decode(header: RecordHeader, record: &[u8], layout: Layout) -> Option<PerfRecord<'_>> {
     let word = |offset: usize| from_bytes::<u64>(record.get(offset..offset + 8)?);
     match header.kind {
@@ -106,6 +124,7 @@ fn decode(header: RecordHeader, record: &[u8], layout: Layout) -> Option<PerfRec
 
 /// Whether a record of `size` bytes is one: with a header, in whole words, and
 /// within what was written.
+#[inline]
 fn is_sound(size: usize, available: usize) -> bool {
     size >= HEADER_SIZE && size.is_multiple_of(8) && size <= available
 }
@@ -284,6 +303,7 @@ impl Ring {
             scratch,
         } = self;
         let (data, layout) = (&*data, *layout);
+        let view = data.view();
         let batch = (data.mask + 1) / 4;
         let mut guard = ReleaseOnDrop {
             tail: Tail { data, position },
@@ -294,7 +314,8 @@ impl Ring {
             // Everything read is released here.
             let start = *guard.tail.position;
             let available = data.available(start);
-            if available > data.mask + 1 {
+            // Positions are multiples of 8, so a header never reaches beyond.
+            if available > data.mask + 1 || !available.is_multiple_of(8) {
                 return Err(corrupt(start, RecordHeader::default(), available));
             }
             let end = available.min(batch);
@@ -305,22 +326,24 @@ impl Ring {
                 }
                 let at = start.wrapping_add(read as u64);
                 let rest = available - read;
-                // A multiple of 8 is left, since positions are ones; anything
-                // else is caught here, before a header is read.
-                if rest < HEADER_SIZE {
-                    return Err(corrupt(at, RecordHeader::default(), rest));
-                }
-                let header = data.header(at);
+                let header = view.header(at);
                 let size = usize::from(header.size);
                 if !is_sound(size, rest) {
                     return Err(corrupt(at, header, rest));
                 }
-                let record = match data.in_place(at, size) {
+                let record = match view.in_place(at, size) {
                     Some(record) => record,
-                    None => data.put_together(at, size, scratch),
+                    None => view.put_together(at, size, scratch),
                 };
-                let Some(record) = decode(header, record, layout) else {
-                    return Err(corrupt(at, header, rest));
+                let record = match sample(header, record, layout) {
+                    Some(data) => PerfRecord::Sample {
+                        data,
+                        time_ns: None,
+                    },
+                    None => match decode(header, record, layout) {
+                        Some(record) => record,
+                        None => return Err(corrupt(at, header, rest)),
+                    },
                 };
                 read += size;
                 handed += 1;
@@ -389,14 +412,36 @@ impl Data {
         usize::try_from(head.wrapping_sub(position)).unwrap_or(usize::MAX)
     }
 
+    fn view(&self) -> View<'_> {
+        View {
+            start: self.map.ptr_at(self.offset),
+            mask: self.mask,
+            _map: PhantomData,
+        }
+    }
+}
+
+/// [`Data`] in two registers, so that the calls in between do not make the
+/// compiler load them again.
+#[derive(Clone, Copy)]
+struct View<'m> {
+    /// Start of the data.
+    start: *mut u8,
+    mask: usize,
+    _map: PhantomData<&'m Mapping>,
+}
+
+impl<'m> View<'m> {
     /// Where `position` lies in the data.
-    fn index(&self, position: u64) -> usize {
+    #[inline]
+    fn index(self, position: u64) -> usize {
         position as usize & self.mask
     }
 
     /// The header at `position`, a multiple of 8 with at least 8 bytes written.
-    fn header(&self, position: u64) -> RecordHeader {
-        let header = self.map.ptr_at(self.offset + self.index(position));
+    #[inline]
+    fn header(self, position: u64) -> RecordHeader {
+        let header: *mut RecordHeader = self.start.wrapping_add(self.index(position)).cast();
         // SAFETY: the index is below the data's size and both are multiples of
         // 8, so all 8 bytes are mapped and aligned. They lie between tail and
         // head: written before the head we loaded with acquire ordering, and
@@ -405,14 +450,15 @@ impl Data {
     }
 
     /// The `size` written bytes at `position`, unless they wrap.
-    fn in_place(&self, position: u64, size: usize) -> Option<&[u8]> {
+    #[inline]
+    fn in_place(self, position: u64, size: usize) -> Option<&'m [u8]> {
         let index = self.index(position);
         (index + size <= self.mask + 1).then(|| self.lend(index, size))
     }
 
     /// The `size` written bytes at `position`, which wrap.
     #[cold]
-    fn put_together<'s>(&self, position: u64, size: usize, scratch: &'s mut Vec<u8>) -> &'s [u8] {
+    fn put_together(self, position: u64, size: usize, scratch: &mut Vec<u8>) -> &[u8] {
         let index = self.index(position);
         let first = (self.mask + 1 - index).min(size);
         scratch.clear();
@@ -422,10 +468,11 @@ impl Data {
     }
 
     /// `size` bytes of a record, from `index` on, that do not wrap.
-    fn lend(&self, index: usize, size: usize) -> &[u8] {
-        let start = self.map.ptr_at(self.offset + index);
+    #[inline]
+    fn lend(self, index: usize, size: usize) -> &'m [u8] {
+        let start = self.start.wrapping_add(index);
         // SAFETY: both callers keep `index + size` within the data, which the
-        // mapping holds and which lives as long as `self`. The bytes belong to
+        // mapping holds and which lives as long as `'m`. The bytes belong to
         // a record between tail and head (`is_sound`): the acquire load of the
         // head made them visible, and the kernel leaves them alone until the
         // tail passes them, because the ring is mapped writable and is not

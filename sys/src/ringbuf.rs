@@ -33,7 +33,7 @@
 //! the consumer position, and another look at the ring follows the fence: a
 //! read ends only after a look that found nothing since the last publication.
 //! Either that look sees the record, or the kernel sees the position and wakes
-//! us. So edge-triggered waiting loses nothing. Level-triggered waiting never
+//! us (`model.rs` tries every interleaving). So edge-triggered waiting loses nothing. Level-triggered waiting never
 //! does, but spins while the oldest record is reserved and not yet committed,
 //! because the kernel then reports the map as readable.
 
@@ -51,6 +51,8 @@ use crate::mmap::{Access, Mapping};
 use crate::proc::page_size;
 
 mod claim;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
 mod user;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 use crate::Result;
-use crate::errno::{Errno, retry_eintr};
+use crate::errno::{Errno, SysError, retry_eintr};
 use crate::fd::own;
 use crate::proc::parse_cpu_list;
 
@@ -74,20 +74,20 @@ impl CpuEvents {
             let mut buffer = [0_u8; 128];
             let mut from = no_address();
             let mut len = size_of_val(&from) as libc::socklen_t;
-            let received = retry_eintr("recvfrom(uevent)", || {
-                let (to, room) = (buffer.as_mut_ptr().cast(), buffer.len());
-                let from = ptr::from_mut(&mut from).cast();
-                // SAFETY: the kernel writes at most `room` bytes to `to` and
-                // at most `len` to `from`, which all live.
-                unsafe {
-                    libc::recvfrom(self.fd.as_raw_fd(), to, room, 0, from, &raw mut len) as i64
+            let (to, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+            let at = ptr::from_mut(&mut from).cast();
+            // SAFETY: the kernel writes at most `room` bytes to `to` and at
+            // most `len` to `at`, which all live.
+            let received =
+                unsafe { libc::recvfrom(self.fd.as_raw_fd(), to, room, 0, at, &raw mut len) };
+            let Ok(received) = usize::try_from(received) else {
+                // Nothing is the usual answer: not worth an error's memory.
+                match Errno::last() {
+                    Errno::EAGAIN => return Ok(CpuNews::None),
+                    Errno::ENOBUFS => return Ok(CpuNews::Missed),
+                    Errno::EINTR => continue,
+                    errno => return Err(SysError::new("recvfrom(uevent)", errno)),
                 }
-            });
-            let received = match received {
-                Ok(n) => n as usize,
-                Err(err) if err.is(Errno::EAGAIN) => return Ok(CpuNews::None),
-                Err(err) if err.is(Errno::ENOBUFS) => return Ok(CpuNews::Missed),
-                Err(err) => return Err(err),
             };
             // Anybody may send to the group's members; only this is the kernel.
             if from.nl_pid == 0

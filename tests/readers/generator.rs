@@ -100,6 +100,11 @@ impl Checker {
         }
     }
 
+    pub(crate) fn of_stream(mut self, stream: u32) -> Checker {
+        self.stream = stream;
+        self
+    }
+
     pub(crate) fn record(&mut self, data: &[u8]) {
         // One too short to carry its number must be the next one.
         let number = if self.sizes.0 >= 8 {

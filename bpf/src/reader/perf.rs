@@ -142,6 +142,16 @@ struct Counts {
     peak: usize,
 }
 
+impl Counts {
+    #[cold]
+    fn note(&mut self, record: PerfRecord<'_>) {
+        if let PerfRecord::Lost { count } = record {
+            self.lost += count;
+            self.lost_before += count;
+        }
+    }
+}
+
 impl PerfBufferReader {
     /// Makes a ring for each CPU and gives them to programs.
     ///
@@ -565,31 +575,36 @@ fn drain_ring(
     each: &mut impl FnMut(&Record<'_>) -> ControlFlow<()>,
 ) -> Result<(usize, ControlFlow<()>), ebpf_manager_sys::ringbuf::CorruptRing> {
     counts.peak = counts.peak.max(ring.available());
-    let mut handed = 0;
-    let mut flow = ControlFlow::Continue(());
+    let (mut handed, mut flow) = (0, ControlFlow::Continue(()));
     // What is no sample counts towards the ring's limit, not towards ours.
     while handed < max {
         let limit = max - handed;
+        let mut others = 0;
         let read = ring.drain(limit, |record| {
-            match record {
-                PerfRecord::Sample { data, time_ns } => {
-                    handed += 1;
-                    let record = Record {
-                        data,
-                        cpu: Some(cpu),
-                        time_ns,
-                        lost_before: std::mem::take(&mut counts.lost_before),
-                    };
-                    flow = each(&record);
+            let (data, time_ns) = match record {
+                PerfRecord::Sample { data, time_ns } => (data, time_ns),
+                other => {
+                    others += 1;
+                    counts.note(other);
+                    return ControlFlow::Continue(());
                 }
-                PerfRecord::Lost { count } => {
-                    counts.lost += count;
-                    counts.lost_before += count;
-                }
-                _ => {}
+            };
+            let mut record = Record {
+                data,
+                cpu: Some(cpu),
+                time_ns,
+                lost_before: 0,
+            };
+            if counts.lost_before != 0 {
+                record.lost_before = std::mem::take(&mut counts.lost_before);
             }
-            flow
+            let next = each(&record);
+            if next.is_break() {
+                flow = next;
+            }
+            next
         })?;
+        handed += read - others;
         if read < limit || flow.is_break() {
             break;
         }

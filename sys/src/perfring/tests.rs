@@ -20,8 +20,7 @@ fn both_are_send_and_sync() {
     check::<PerfRecord<'_>>();
 }
 
-/// Samples of nothing but raw data.
-const PLAIN: Layout = Layout { time: None, raw: 8 };
+const PLAIN: Layout = Layout::PLAIN;
 
 /// The kernel's side of a ring, on memory of our own.
 struct Fake {
