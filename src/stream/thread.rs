@@ -485,7 +485,7 @@ struct Task {
     paused: bool,
     /// Paused, and not to be read either.
     unread: bool,
-    /// Records to hand over before the latest request is fulfilled, at most.
+    /// Bytes to hand over before the latest request is fulfilled, at most.
     left: usize,
     // Last: the buffer is closed before the stream can be started again.
     seat: Seat,
@@ -515,8 +515,7 @@ impl Task {
             self.unread = !self.source.pause(paused)? && paused;
         }
         self.ready = true;
-        // A record takes eight bytes at least.
-        self.left = self.source.waiting().1 / 8;
+        self.left = self.source.waiting().1;
         Ok(())
     }
 
@@ -540,11 +539,16 @@ impl Task {
             bytes: 0,
         };
         let source = &mut self.source;
+        // Others may be waiting for what is left: not much beyond it.
+        let max = match self.left {
+            0 => TURN,
+            left => (left / 64).clamp(64, TURN),
+        };
         let result = catch_unwind(AssertUnwindSafe(|| {
             if !batch.out.ready() {
                 return Ok(true);
             }
-            source.drain(TURN, &mut batch)
+            source.drain(max, &mut batch)
         }));
         let (records, bytes) = (batch.records, batch.bytes);
         Counters::add(&counters.records, records);

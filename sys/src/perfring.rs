@@ -89,19 +89,7 @@ impl Layout {
     }
 }
 
-/// The data of a sample without a time stamp, the common case; `None` for all
-/// else.
-#[inline]
-fn sample(header: RecordHeader, record: &[u8], layout: Layout) -> Option<&[u8]> {
-    if header.kind != record_type::SAMPLE || layout != Layout::PLAIN {
-        return None;
-    }
-    let (size, data) = record.get(HEADER_SIZE..)?.split_first_chunk()?;
-    data.get(..u32::from_ne_bytes(*size) as usize)
-}
-
 /// Takes a record apart; `None` if it is too short for what it is.
-#[cold]
 fn decode(header: RecordHeader, record: &[u8], layout: Layout) -> Option<PerfRecord<'_>> {
     let word = |offset: usize| from_bytes::<u64>(record.get(offset..offset + 8)?);
     match header.kind {
@@ -305,6 +293,12 @@ impl Ring {
         let (data, layout) = (&*data, *layout);
         let view = data.view();
         let batch = (data.mask + 1) / 4;
+        // What a record without a time stamp is; otherwise nothing is.
+        let kind = if layout == Layout::PLAIN {
+            record_type::SAMPLE
+        } else {
+            u32::MAX
+        };
         let mut guard = ReleaseOnDrop {
             tail: Tail { data, position },
             read: 0,
@@ -319,32 +313,22 @@ impl Ring {
                 return Err(corrupt(start, RecordHeader::default(), available));
             }
             let end = available.min(batch);
+            // Bytes up to the end of the data: a record within them is whole.
+            let straight = available.min(data.mask + 1 - view.index(start));
             let mut read = 0;
             while read < end {
                 if handed == max {
                     return Ok(handed);
                 }
                 let at = start.wrapping_add(read as u64);
-                let rest = available - read;
-                let header = view.header(at);
-                let size = usize::from(header.size);
-                if !is_sound(size, rest) {
-                    return Err(corrupt(at, header, rest));
-                }
-                let record = match view.in_place(at, size) {
-                    Some(record) => record,
-                    None => view.put_together(at, size, scratch),
-                };
-                let record = match sample(header, record, layout) {
-                    Some(data) => PerfRecord::Sample {
-                        data,
-                        time_ns: None,
-                    },
-                    None => match decode(header, record, layout) {
-                        Some(record) => record,
-                        None => return Err(corrupt(at, header, rest)),
-                    },
-                };
+                let (record, size) =
+                    match view.plain_sample(at, straight as isize - read as isize, kind) {
+                        Some((data, size)) => {
+                            let time_ns = None;
+                            (PerfRecord::Sample { data, time_ns }, size)
+                        }
+                        None => view.record(at, available - read, layout, scratch)?,
+                    };
                 read += size;
                 handed += 1;
                 // Before the call: a panic must not bring it again.
@@ -449,8 +433,67 @@ impl<'m> View<'m> {
         unsafe { *header }
     }
 
-    /// The `size` written bytes at `position`, unless they wrap.
+    /// The data of the record at `position`, and the record's size, if it is
+    /// of this `kind`, the data stands behind the header, and it is whole and
+    /// within the `straight` bytes from there on, which were written and do
+    /// not wrap. The common case, once through.
     #[inline]
+    fn plain_sample(self, position: u64, straight: isize, kind: u32) -> Option<(&'m [u8], usize)> {
+        const DATA: usize = HEADER_SIZE + size_of::<u32>();
+        let index = self.index(position);
+        let header: *mut RecordHeader = self.start.wrapping_add(index).cast();
+        // SAFETY: as in `header`; only the two fields are read.
+        let found = unsafe { (*header).kind };
+        // SAFETY: likewise.
+        let size = usize::from(unsafe { (*header).size });
+        // A header and eight bytes at least, so that a length is there.
+        // Nothing is straight behind the data's end: `straight` is negative.
+        if found != kind || !size.is_multiple_of(8) || size < HEADER_SIZE + 8 {
+            return None;
+        }
+        if size as isize > straight {
+            return None;
+        }
+        let len = header.wrapping_add(1).cast::<u32>();
+        // SAFETY: `index` is a multiple of 8 and, with `size`, within the data
+        // (the caller's `straight`), so the four bytes behind the header are
+        // mapped and aligned. They belong to a record between tail and head,
+        // see `lend`.
+        let len = unsafe { *len } as usize;
+        if len > size - DATA {
+            return None;
+        }
+        Some((self.lend(index + DATA, len), size))
+    }
+
+    /// Any record, with `available` bytes written from `position` on.
+    #[cold]
+    fn record<'s>(
+        self,
+        position: u64,
+        available: usize,
+        layout: Layout,
+        scratch: &'s mut Vec<u8>,
+    ) -> Result<(PerfRecord<'s>, usize), CorruptRing>
+    where
+        'm: 's,
+    {
+        let header = self.header(position);
+        let size = usize::from(header.size);
+        if !is_sound(size, available) {
+            return Err(corrupt(position, header, available));
+        }
+        let record = match self.in_place(position, size) {
+            Some(record) => record,
+            None => self.put_together(position, size, scratch),
+        };
+        match decode(header, record, layout) {
+            Some(record) => Ok((record, size)),
+            None => Err(corrupt(position, header, available)),
+        }
+    }
+
+    /// The `size` written bytes at `position`, unless they wrap.
     fn in_place(self, position: u64, size: usize) -> Option<&'m [u8]> {
         let index = self.index(position);
         (index + size <= self.mask + 1).then(|| self.lend(index, size))
