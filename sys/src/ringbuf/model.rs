@@ -84,7 +84,7 @@ impl Model {
     }
 
     /// One step of a program; `None` if it cannot go on.
-    fn program(&self, state: &State, who: usize) -> Option<State> {
+    fn program(state: &State, who: usize) -> Option<State> {
         let mut next = state.clone();
         next.programs[who] = match state.programs[who] {
             Program::Reserve(0) => return None,
@@ -120,13 +120,13 @@ impl Model {
         let at = state.read as usize % SLOTS;
         next.reader = match state.reader {
             Reader::Look => match state.producer {
-                head if head == state.read => self.nothing_more(state),
+                head if head == state.read => Self::nothing_more(state),
                 head => Reader::Header(head),
             },
             Reader::Header(head) => {
                 let available = (head - state.read) as usize * TAKEN;
                 match decode(state.headers[at], available) {
-                    Step::Busy => self.nothing_more(state),
+                    Step::Busy => Self::nothing_more(state),
                     Step::Take { len, footprint } => {
                         assert_eq!((len, footprint), (LEN, TAKEN));
                         Reader::Payload(head)
@@ -163,7 +163,7 @@ impl Model {
 
     /// Reading ends only after a look that found nothing since the last
     /// publication.
-    fn nothing_more(&self, state: &State) -> Reader {
+    fn nothing_more(state: &State) -> Reader {
         if state.read == state.released {
             Reader::Wait
         } else {
@@ -186,8 +186,8 @@ impl Model {
                 next
             });
             let steps = [
-                self.program(&state, 0),
-                self.program(&state, 1),
+                Self::program(&state, 0),
+                Self::program(&state, 1),
                 self.reader(&state),
                 drained,
             ];
