@@ -10,13 +10,15 @@
 mod common;
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use common::{
     Feature, LeakCheck, RING_BUFFER, ROOT, check, kernel_version, load, load_alone, map, object,
     require, run,
 };
 use ebpf_manager::bpf::{
-    Collection, CoreBy, Errno, LoadError, LoadOptions, Map, MapError, MapType, ProgramError, pod,
+    Collection, CoreBy, Errno, KernelBtf, LoadError, LoadOptions, Map, MapError, MapType,
+    ProgramError, pod,
 };
 use ebpf_manager::elf::MapSpec;
 
@@ -261,6 +263,29 @@ fn load_lets_the_kernel_say_which_core_relocation_is_missing() {
         assert!(core.contains("no_such"), "{core}");
         assert!(core.ends_with("so says the kernel"), "{core}");
     }
+}
+
+/// After a load the kernel's types are neither mapped nor in memory, unless the
+/// caller holds them.
+#[test]
+fn load_keeps_no_kernel_types() {
+    if !require(&RING_BUFFER) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let maps = || std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = || maps().contains("/sys/kernel/btf/vmlinux");
+    let collection = load("core.bpf.o");
+    assert!(!mapped());
+    let held = KernelBtf::vmlinux().unwrap();
+    let again = KernelBtf::vmlinux().unwrap();
+    assert!(Arc::ptr_eq(&held, &again), "one copy for all");
+    // Mapped where the kernel allows it.
+    assert_eq!(mapped(), kernel_version() >= (6, 16));
+    load("core.bpf.o");
+    drop((held, again));
+    assert!(!mapped());
+    drop(collection);
 }
 
 /// The kernel's types are not looked at for programs that are left out.
