@@ -354,10 +354,12 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size];
     let mut len = 0;
     while len < size {
-        match file.read(&mut bytes[len..])? {
+        match file.read(&mut bytes[len..]) {
             // It has shrunk.
-            0 => break,
-            more => len += more,
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
         }
     }
     bytes.truncate(len);
