@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ebpf_manager_sys::{Errno, SysError};
 use ebpf_manager_sys::lock::{Mutex, MutexGuard};
 use ebpf_manager_sys::netns::{self, NamespaceId};
 use ebpf_manager_sys::rtnl::Rtnl;
+use ebpf_manager_sys::{Errno, SysError};
 
 use crate::error::LinkError;
 
