@@ -31,9 +31,6 @@ struct Shared {
 #[derive(Debug)]
 struct Work {
     queue: Vec<(ProbeId, Link)>,
-    /// Silent, to be detached: the kernel closes perf events one by one, but
-    /// stops several at a time from running their programs.
-    silent: Vec<(ProbeId, Link)>,
     /// Begun or not.
     left: Vec<ProbeId>,
     errors: Vec<ManagerError>,
@@ -53,7 +50,6 @@ impl Closing {
         Closing(Arc::new(Shared {
             state: Mutex::new(Work {
                 queue: links,
-                silent: Vec::new(),
                 left,
                 errors: Vec::new(),
                 threads: Vec::new(),
@@ -137,13 +133,7 @@ impl Closing {
 impl Shared {
     fn work(&self) {
         loop {
-            let next = self.state.lock().queue.pop();
-            if let Some((id, mut link)) = next {
-                link.silence();
-                self.state.lock().silent.push((id, link));
-                continue;
-            }
-            let Some((id, link)) = self.state.lock().silent.pop() else {
+            let Some((id, link)) = self.state.lock().queue.pop() else {
                 return;
             };
             let result = link.detach();

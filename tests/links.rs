@@ -16,3 +16,39 @@ mod common;
 
 #[path = "links/mod.rs"]
 mod hooks;
+
+/// The table is made of test results; this says when it is older than the
+/// tests.
+#[test]
+fn every_row_is_in_the_documentation() {
+    let page = include_str!("../bpf/HOOKS.md");
+    let mut documented = Vec::new();
+    for line in page.lines() {
+        let mut cells = line.split('|').map(str::trim);
+        if let (Some(""), Some(hook), Some(by)) = (cells.next(), cells.next(), cells.next())
+            && let Some(hook) = hook.strip_prefix('`').and_then(|h| h.strip_suffix('`'))
+        {
+            let by = by.replace(' ', "_");
+            let blank = if by.is_empty() { "" } else { "_by_" };
+            documented.push(format!("{hook}{blank}{by}"));
+        }
+    }
+    let listed = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--list", "hooks::"])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let mut tests: Vec<String> = listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .filter_map(|test| test.rsplit("::").next())
+        .map(str::to_owned)
+        .collect();
+    assert!(!tests.is_empty());
+    tests.sort();
+    documented.sort();
+    assert_eq!(
+        tests, documented,
+        "run tests/matrix/run, then tests/matrix/hooks with its results"
+    );
+}

@@ -34,7 +34,6 @@ pub mod section;
 #[doc(hidden)]
 pub mod sort;
 mod spec;
-mod static_link;
 mod struct_ops;
 pub mod symbols;
 pub mod usdt;
@@ -50,5 +49,4 @@ pub use reach::reachable;
 pub use spec::{
     Contents, ExternSpec, MapSpec, Operation, Pinning, ProgramSpec, Slot, StructOps, VariableSpec,
 };
-pub use static_link::{StaticLinkError, static_link};
 pub use struct_ops::{OperationsLayout, PlacedOperation};
