@@ -31,6 +31,9 @@ struct Shared {
 #[derive(Debug)]
 struct Work {
     queue: Vec<(ProbeId, Link)>,
+    /// Silent, to be detached: the kernel closes perf events one by one, but
+    /// stops several at a time from running their programs.
+    silent: Vec<(ProbeId, Link)>,
     /// Begun or not.
     left: Vec<ProbeId>,
     errors: Vec<ManagerError>,
@@ -50,6 +53,7 @@ impl Closing {
         Closing(Arc::new(Shared {
             state: Mutex::new(Work {
                 queue: links,
+                silent: Vec::new(),
                 left,
                 errors: Vec::new(),
                 threads: Vec::new(),
@@ -133,7 +137,13 @@ impl Closing {
 impl Shared {
     fn work(&self) {
         loop {
-            let Some((id, link)) = self.state.lock().queue.pop() else {
+            let next = self.state.lock().queue.pop();
+            if let Some((id, mut link)) = next {
+                link.silence();
+                self.state.lock().silent.push((id, link));
+                continue;
+            }
+            let Some((id, link)) = self.state.lock().silent.pop() else {
                 return;
             };
             let result = link.detach();

@@ -157,10 +157,21 @@ impl Hook {
         })
     }
 
-    /// A kernel function's entry or return. Linux 4.1.
+    /// A kernel function's entry or return. Linux 4.1. A tracefs event for it
+    /// is labelled with the probe's [uid](crate::ProbeId::uid).
     pub fn kprobe(probe: Kprobe) -> Hook {
-        Hook::new("kprobe", move |program, _| Link::kprobe(program, &probe))
-            .sweeping(sweep_probe_events)
+        Hook {
+            attach: Arc::new(move |id, program, _| {
+                if id.uid.is_empty() || !probe.label.is_empty() {
+                    return Link::kprobe(program, &probe).map(Some);
+                }
+                Link::kprobe(program, &probe.clone().label(&id.uid)).map(Some)
+            }),
+            kind: "kprobe",
+            sweep: None,
+            namespace: None,
+        }
+        .sweeping(sweep_probe_events)
     }
 
     /// Many kernel functions. One link from Linux 5.18.
@@ -173,8 +184,18 @@ impl Hook {
 
     /// A place in an executable or library. Linux 4.3.
     pub fn uprobe(probe: Uprobe) -> Hook {
-        Hook::new("uprobe", move |program, _| Link::uprobe(program, &probe))
-            .sweeping(sweep_probe_events)
+        Hook {
+            attach: Arc::new(move |id, program, _| {
+                if id.uid.is_empty() || !probe.label.is_empty() {
+                    return Link::uprobe(program, &probe).map(Some);
+                }
+                Link::uprobe(program, &probe.clone().label(&id.uid)).map(Some)
+            }),
+            kind: "uprobe",
+            sweep: None,
+            namespace: None,
+        }
+        .sweeping(sweep_probe_events)
     }
 
     /// Many places in an executable or library. One link from Linux 6.6.
@@ -206,6 +227,23 @@ impl Hook {
     /// and tp_btf. Linux 5.5.
     pub fn tracing(hook: Tracing) -> Hook {
         Hook::new("tracing", move |program, _| Link::tracing(program, &hook))
+    }
+
+    /// A structure of the kernel that programs fill, given by its map: the
+    /// probe names any of its programs. Linux 5.6.
+    pub fn struct_ops(map: impl Into<String>) -> Hook {
+        let name = map.into();
+        Hook::new("struct_ops", move |_, collection| {
+            match collection.map(&name) {
+                Some(map) => Link::struct_ops(map),
+                None => Err(LinkError::NoTarget {
+                    kind: "map of a structure",
+                    name: name.clone(),
+                    source: SysError::new("lookup in the object", Errno::ENOENT),
+                    cure: None,
+                }),
+            }
+        })
     }
 
     /// An iterator over everything of its kind. Linux 5.8.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ebpf_manager_bpf::{LinkError, Mechanism, ProgramError};
+use ebpf_manager_bpf::{Errno, LinkError, Mechanism, ProgramError};
 
 /// What became of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,17 +95,26 @@ impl ProbeError {
     /// Whether the machine lacks something, which is no fault of the probe.
     fn is_absence(&self) -> bool {
         match self {
-            ProbeError::Attach(err) => matches!(
-                **err,
-                LinkError::NoTarget { .. }
-                    | LinkError::NoInterface { .. }
-                    | LinkError::Symbol { .. }
-                    | LinkError::Unsupported { .. }
-            ),
+            ProbeError::Attach(err) => match &**err {
+                LinkError::NoTarget { source, .. } | LinkError::NoInterface { source, .. } => {
+                    !is_want(source.errno())
+                }
+                LinkError::Symbol { .. } | LinkError::Unsupported { .. } => true,
+                _ => false,
+            },
             ProbeError::Load(err) => matches!(**err, ProgramError::NoAttachTarget { .. }),
             _ => false,
         }
     }
+}
+
+/// Whether it could not be found out if something is there: for want of a
+/// descriptor, memory or a thread.
+fn is_want(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN | Errno::EIO
+    )
 }
 
 impl From<LinkError> for ProbeError {

@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    BPF_LSM, Feature, KPROBE, KPROBE_MULTI, KPROBE_PMU, LeakCheck, PERF_LINK, ROOT, TRAMPOLINE,
-    TempDir, UPROBE, UPROBE_MULTI, built_with, mount_of, require, skip, testdata,
+    Feature, KPROBE, KPROBE_MULTI, KPROBE_PMU, LeakCheck, PERF_LINK, ROOT, TempDir, UPROBE,
+    UPROBE_MULTI, built_with, mount_of, require, testdata,
 };
 use ebpf_manager::bpf::{
-    AttachTo, Collection, Cure, Errno, IterOver, Kprobe, KprobeMulti, Link, LinkError, LoadError,
-    LoadOptions, Mechanism, PerfHook, Program, ProgramError, TestRun, Tracing, Uprobe, UprobeMulti,
-    open_object, remove_stale_probe_events, syscall_function,
+    Collection, Cure, Errno, Kprobe, KprobeMulti, Link, LinkError, LoadOptions, Mechanism,
+    PerfHook, Program, Uprobe, UprobeMulti, open_object, remove_stale_probe_events,
+    syscall_function,
 };
 use ebpf_manager::elf::symbols;
 use ebpf_manager::{Manager, ObjectSource, Outcome, Probe};
@@ -89,8 +89,13 @@ fn conformance(
     assert_eq!(fixture.counted(act), times, "{mechanism}: first detached");
     drop(second);
     assert_eq!(fixture.counted(act), 0, "{mechanism}: dropped");
-    let again = ok();
+    let mut again = ok();
     assert_eq!(fixture.counted(act), times, "{mechanism}: again");
+    again.silence();
+    let heard = fixture.counted(act);
+    if mechanism == Mechanism::PerfEventLink {
+        assert_eq!(heard, 0, "{mechanism}: silent");
+    }
     again.detach().unwrap();
     assert_eq!(fixture.counted(act), 0, "{mechanism}: detached");
 }
@@ -165,6 +170,129 @@ fn probed_symbol() -> String {
     all.retain(|name| !name.contains("probed_function_two"));
     assert_eq!(all.len(), 1, "{all:?}");
     all.remove(0)
+}
+
+// ------------------------------------------------------------------ cookies
+
+const RAW_TP_COOKIE: Feature = Feature::new("raw tracepoint cookie", 6, 10);
+
+#[test]
+fn links_trace_cookies() {
+    if !require(&PERF_LINK.mounted("tracefs")) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let sum = |fixture: &Fixture, link: Link, act: &dyn Fn()| {
+        let before = fixture.variable("last_cookie");
+        act();
+        link.detach().unwrap();
+        fixture.variable("last_cookie") - before
+    };
+    if tracepoints_of_system_calls() {
+        let fixture = Fixture::load(&["on_tracepoint_cookie"]);
+        let program = fixture.program("on_tracepoint_cookie");
+        let link = Link::tracepoint_with(program, "syscalls", "sys_enter_getpid", 7).unwrap();
+        assert_eq!(sum(&fixture, link, &getpid), 7);
+    }
+    // Loading it needs what attaching needs.
+    if require(&RAW_TP_COOKIE) {
+        let fixture = Fixture::load(&["on_raw_tp_cookie"]);
+        let program = fixture.program("on_raw_tp_cookie");
+        let link = Link::raw_tracepoint_with(program, "sys_enter", 8).unwrap();
+        assert_eq!(sum(&fixture, link, &getpid), 8);
+    } else {
+        let fixture = Fixture::load(&["on_raw_tp_writable"]);
+        let program = fixture.program("on_raw_tp_writable");
+        let err = Link::raw_tracepoint_with(program, "sys_enter", 8).unwrap_err();
+        assert!(matches!(err, LinkError::Unsupported { .. }), "{err}");
+    }
+    if require(&KPROBE_MULTI) {
+        let fixture = Fixture::load(&["on_kprobe_multi_cookie"]);
+        let program = fixture.program("on_kprobe_multi_cookie");
+        // The kernel sorts the functions, and the cookies with them.
+        let names = ["getppid", "getpid"].map(|name| syscall_function(name).unwrap());
+        let probe = KprobeMulti::symbols(names).cookies([100, 1]);
+        let link = Link::kprobe_multi(program, &probe).unwrap();
+        assert_eq!(sum(&fixture, link, &getpid), 1);
+    }
+    if require(&UPROBE_MULTI) {
+        let fixture = Fixture::load(&["on_uprobe_multi_cookie"]);
+        let program = fixture.program("on_uprobe_multi_cookie");
+        let names = symbols_with("probed_function");
+        let cookies = names
+            .iter()
+            .map(|name| if name.contains("_two") { 100 } else { 1 });
+        let cookies: Vec<u64> = cookies.collect();
+        let probe = UprobeMulti::symbols("/proc/self/exe", names).cookies(cookies);
+        let link = Link::uprobe_multi(program, &probe).unwrap();
+        assert_eq!(sum(&fixture, link, &call_both), 101);
+        let two = UprobeMulti::symbols("/proc/self/exe", [probed_symbol()]).cookies([1, 2]);
+        let err = Link::uprobe_multi(program, &two).unwrap_err();
+        assert!(err.is(Errno::EINVAL), "{err}");
+    }
+}
+
+fn tracepoints_of_system_calls() -> bool {
+    built_with("CONFIG_FTRACE_SYSCALLS") != Some(false)
+}
+
+#[test]
+fn links_trace_writable_raw_tracepoint() {
+    if !require(&ROOT) || common::kernel_version() < (5, 2) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&["on_raw_tp_writable"]);
+    let program = fixture.program("on_raw_tp_writable");
+    let link = Link::raw_tracepoint(program, "sys_enter").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(link.mechanism(), Mechanism::RawTracepointOpen);
+    assert_eq!(fixture.counted(&getpid), 1);
+    link.detach().unwrap();
+    assert_eq!(fixture.counted(&getpid), 0);
+}
+
+/// Programs at entry and return of each call.
+const KPROBE_SESSION: Feature =
+    Feature::new("kprobe.session", 6, 10).config(&["CONFIG_KPROBES", "CONFIG_FPROBE"]);
+const UPROBE_SESSION: Feature =
+    Feature::new("uprobe.session", 6, 13).config(&["CONFIG_UPROBES", "CONFIG_UPROBE_EVENTS"]);
+
+#[test]
+fn links_trace_kprobe_session() {
+    if !require(&KPROBE_MULTI) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&["on_kprobe_session"]);
+    let program = fixture.program("on_kprobe_session");
+    let probe = KprobeMulti::symbols([syscall_function("getpid").unwrap()]);
+    if common::kernel_version() < (6, 10) {
+        let err = Link::kprobe_multi(program, &probe).unwrap_err();
+        assert!(matches!(err, LinkError::Unsupported { .. }), "{err}");
+    } else if require(&KPROBE_SESSION) {
+        conformance(&fixture, Mechanism::KprobeMulti, 2, &getpid, &|| {
+            Link::kprobe_multi(program, &probe)
+        });
+    }
+}
+
+#[test]
+fn links_trace_uprobe_session() {
+    if !require(&UPROBE_MULTI) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&["on_uprobe_session"]);
+    let program = fixture.program("on_uprobe_session");
+    let probe = UprobeMulti::symbols("/proc/self/exe", [probed_symbol()]);
+    if common::kernel_version() < (6, 13) {
+        let err = Link::uprobe_multi(program, &probe).unwrap_err();
+        assert!(matches!(err, LinkError::Unsupported { .. }), "{err}");
+    } else if require(&UPROBE_SESSION) {
+        conformance(&fixture, Mechanism::UprobeMulti, 2, &call_probed, &|| {
+            Link::uprobe_multi(program, &probe)
+        });
+    }
 }
 
 // ------------------------------------------------------------------ kprobes
@@ -759,215 +887,4 @@ fn links_trace_perf_event() {
         ),
         "{err}"
     );
-}
-
-// ------------------------------------ programs that are loaded for their hook
-
-const TP_BTF: Feature = Feature::new("tp_btf", 5, 5).config(&["CONFIG_DEBUG_INFO_BTF"]);
-const ITERATOR: Feature = Feature::new("iterator", 5, 8).config(&["CONFIG_DEBUG_INFO_BTF"]);
-
-fn load_typed(program: &str, attach_to: Option<AttachTo>) -> Result<Fixture, LoadError> {
-    let mut object = open_object(testdata("typed.bpf.o")).unwrap();
-    let own = std::process::id().to_ne_bytes();
-    object.set_variable("target_tgid", &own).unwrap();
-    let mut options = LoadOptions::default();
-    options.include = vec![program.to_owned()];
-    options.attach_to.extend(attach_to);
-    let collection = Collection::load(&object, options)?;
-    Ok(Fixture { collection })
-}
-
-/// What every link of a program does that can be attached once at a time.
-fn conformance_once(fixture: &Fixture, program: &str, times: u64, act: &dyn Fn()) {
-    let loaded = fixture.program(program);
-    let attach = || Link::tracing(loaded, &Tracing::new());
-    let ok = || attach().unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert_eq!(fixture.counted(act), 0, "{program}: before");
-    let link = ok();
-    assert_eq!(fixture.counted(act), times, "{program}: attached");
-    assert!(link.id().unwrap().is_some());
-    let err = attach().unwrap_err();
-    assert!(matches!(err, LinkError::Attach { .. }), "{program}: {err}");
-    assert_eq!(fixture.counted(act), times, "{program}: still attached");
-    link.detach().unwrap();
-    assert_eq!(fixture.counted(act), 0, "{program}: detached");
-    let err = Link::tracepoint(loaded, "sched", "sched_switch").unwrap_err();
-    assert!(matches!(err, LinkError::WrongType { .. }), "{err}");
-}
-
-fn open_file() {
-    drop(std::fs::File::open("/dev/null").unwrap());
-}
-
-#[test]
-fn links_trace_functions() {
-    if !require(&TRAMPOLINE) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let getpid_function = syscall_function("getpid").unwrap();
-    for program in ["on_fentry", "on_fexit"] {
-        let to = AttachTo::kernel(program, &getpid_function);
-        let fixture = load_typed(program, Some(to)).unwrap_or_else(|e| panic!("{e}"));
-        conformance_once(&fixture, program, 1, &getpid);
-    }
-    let fixture = load_typed("on_fmod_ret", None).unwrap_or_else(|e| panic!("{e}"));
-    conformance_once(&fixture, "on_fmod_ret", 1, &open_file);
-    // By the interface of kernels before 5.19.
-    let to = AttachTo::kernel("on_fentry", &getpid_function);
-    let fixture = load_typed("on_fentry", Some(to)).unwrap();
-    let by = Mechanism::RawTracepointOpen;
-    let link = Link::tracing(fixture.program("on_fentry"), &Tracing::new().attach_by(by)).unwrap();
-    assert_eq!(link.mechanism(), by);
-    assert_eq!(fixture.counted(&getpid), 1);
-    link.detach().unwrap();
-    assert_eq!(fixture.counted(&getpid), 0);
-}
-
-#[test]
-fn links_trace_security_hooks() {
-    let active = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    if !require(&BPF_LSM) {
-        return;
-    }
-    if !active.split(',').any(|lsm| lsm.trim() == "bpf") {
-        skip("BPF is not among the active security modules");
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let fixture = load_typed("on_lsm", None).unwrap_or_else(|e| panic!("{e}"));
-    conformance_once(&fixture, "on_lsm", 1, &open_file);
-}
-
-#[test]
-fn links_trace_replaces_functions() {
-    if !require(&TRAMPOLINE) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let target = load_typed("whole", None).unwrap_or_else(|e| panic!("{e}"));
-    let whole = target.program("whole");
-    let result = || {
-        let mut run = TestRun {
-            data_in: &[0; 64],
-            repeat: 1,
-            ..TestRun::default()
-        };
-        whole.test_run(&mut run).unwrap().retval
-    };
-    assert_eq!(result(), 1);
-    let to = AttachTo::program("replacement", whole, Some("replaceable")).unwrap();
-    let fixture = load_typed("replacement", Some(to)).unwrap_or_else(|e| panic!("{e}"));
-    let link = Link::tracing(fixture.program("replacement"), &Tracing::new()).unwrap();
-    assert_eq!(result(), 2, "replaced");
-    link.detach().unwrap();
-    assert_eq!(result(), 1, "as it was");
-    let to = AttachTo::program("replacement", whole, Some("no_such")).unwrap();
-    let err = load_typed("replacement", Some(to)).map(drop).unwrap_err();
-    assert!(
-        matches!(
-            &err,
-            LoadError::Program(ProgramError::NoAttachTarget { name, .. }) if name == "no_such"
-        ),
-        "{err}"
-    );
-}
-
-#[test]
-fn links_trace_typed_tracepoint() {
-    if !require(&TP_BTF) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    for by in [None, Some(Mechanism::RawTracepointOpen)] {
-        let fixture = load_typed("on_tp_btf", None).unwrap_or_else(|e| panic!("{e}"));
-        let mut hook = Tracing::new();
-        hook.by = by;
-        let link = Link::tracing(fixture.program("on_tp_btf"), &hook).unwrap();
-        let start = fixture.hits();
-        let deadline = Instant::now() + PATIENCE;
-        // Linux 7.0 may miss some.
-        while fixture.hits() == start {
-            getpid();
-            assert!(Instant::now() < deadline, "never fires");
-        }
-        link.detach().unwrap();
-        assert_eq!(fixture.counted(&getpid), 0, "detached");
-    }
-}
-
-#[test]
-fn links_trace_iterator_is_read() {
-    if !require(&ITERATOR) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let fixture = load_typed("on_task", None).unwrap_or_else(|e| panic!("{e}"));
-    let program = fixture.program("on_task");
-    let own = std::process::id().to_ne_bytes();
-    let read = |link: &Link| {
-        let mut bytes = Vec::new();
-        let mut stream = link.read_iter().unwrap();
-        std::io::Read::read_to_end(&mut stream, &mut bytes).unwrap();
-        bytes
-    };
-    let mut link = Link::iter(program, IterOver::All).unwrap();
-    assert_eq!(link.mechanism(), Mechanism::Iterator);
-    for _ in 0..2 {
-        let all = read(&link);
-        let mut pids = all.chunks_exact(4);
-        assert!(pids.any(|pid| pid == own), "{} bytes", all.len());
-    }
-    // Another program in its place, while the link stays.
-    let other = load_typed("on_task", None).unwrap();
-    link.update(other.program("on_task")).unwrap();
-    assert!(read(&link).chunks_exact(4).any(|pid| pid == own));
-    let pid = std::process::id();
-    match Link::iter(program, IterOver::Process { pid }) {
-        Ok(link) => assert!(read(&link).chunks_exact(4).all(|pid| pid == own)),
-        Err(err) => assert!(common::kernel_version() < (6, 1), "{err}"),
-    }
-}
-
-#[test]
-fn links_trace_absent_function_is_named() {
-    if !require(&TP_BTF) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let err = load_typed("on_nothing", None).map(drop).unwrap_err();
-    assert!(
-        matches!(
-            &err,
-            LoadError::Program(ProgramError::NoAttachTarget { name, .. })
-                if name == "no_such_function_anywhere"
-        ),
-        "{err}"
-    );
-    // Nothing says where they go.
-    for program in ["on_fentry", "replacement"] {
-        let err = load_typed(program, None).map(drop).unwrap_err();
-        assert!(
-            matches!(
-                &err,
-                LoadError::Program(ProgramError::NoAttachTarget { name, .. }) if name.is_empty()
-            ),
-            "{err}"
-        );
-    }
-    let to = AttachTo::kernel("no_such_program", "vfs_read");
-    let err = load_typed("on_fentry", Some(to)).map(drop).unwrap_err();
-    assert!(matches!(err, LoadError::NoSuch { .. }), "{err}");
-}
-
-#[test]
-fn links_trace_lockdown_is_told() {
-    if !require(&ROOT) || !common::locked_down() {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let to = AttachTo::kernel("on_fentry", "vfs_read");
-    let err = load_typed("on_fentry", Some(to)).map(drop).unwrap_err();
-    assert_eq!(err.cure(), Some(&Cure::Lockdown), "{err}");
-    assert!(err.to_string().contains("locked down"), "{err}");
 }

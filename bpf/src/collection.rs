@@ -354,12 +354,33 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size];
     let mut len = 0;
     while len < size {
-        match file.read(&mut bytes[len..])? {
+        match file.read(&mut bytes[len..]) {
             // It has shrunk.
-            0 => break,
-            more => len += more,
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
         }
     }
     bytes.truncate(len);
     Ok(bytes)
+}
+
+/// Reads object files and links them into one ([`static_link`]), for
+/// [`Object::parse`] or to be written.
+///
+/// # Errors
+/// [`LoadError::Read`] or [`LoadError::StaticLink`], both with the path.
+///
+/// [`static_link`]: ebpf_manager_elf::static_link
+pub fn link_objects(paths: &[impl AsRef<Path>]) -> Result<Vec<u8>, LoadError> {
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths {
+        let path = path.as_ref();
+        let bytes =
+            std::fs::read(path).map_err(|err| SysError::from_io("read", &err).with_path(path))?;
+        files.push((path.display().to_string(), bytes));
+    }
+    let inputs: Vec<(&str, &[u8])> = files.iter().map(|(n, b)| (n.as_str(), &b[..])).collect();
+    Ok(ebpf_manager_elf::static_link(&inputs)?)
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use ebpf_manager_elf::ObjectError;
+use ebpf_manager_elf::StaticLinkError;
 use ebpf_manager_elf::btf::BtfError;
 use ebpf_manager_elf::core_relo::CoreError;
 use ebpf_manager_elf::edit::PatchError;
@@ -321,6 +322,13 @@ pub enum LoadError {
         path: Option<PathBuf>,
         /// The fault.
         source: ObjectError,
+    },
+    /// Object files cannot be linked into one.
+    #[error(transparent)]
+    StaticLink {
+        /// The fault, with the file's path.
+        #[from]
+        source: StaticLinkError,
     },
     /// The object's own BTF was refused by the kernel.
     #[error("the object's BTF: {source}: {}{}", log.summary().unwrap_or("no reason given"), hint(cure.as_ref()))]

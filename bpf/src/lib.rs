@@ -49,7 +49,9 @@ mod verifier_log;
 mod verify;
 
 pub use attach_btf::AttachTo;
-pub use collection::{Collection, CoreBy, LoadOptions, LoadTimes, ProgramCopy, open_object};
+pub use collection::{
+    Collection, CoreBy, LoadOptions, LoadTimes, ProgramCopy, link_objects, open_object,
+};
 pub use cure::Cure;
 pub use error::{
     KernelBtfError, LinkError, LoadError, MapError, MissingSymbol, ProgramError, ReaderError,

@@ -34,6 +34,7 @@ pub mod section;
 #[doc(hidden)]
 pub mod sort;
 mod spec;
+mod static_link;
 mod struct_ops;
 pub mod symbols;
 pub mod usdt;
@@ -49,4 +50,5 @@ pub use reach::reachable;
 pub use spec::{
     Contents, ExternSpec, MapSpec, Operation, Pinning, ProgramSpec, Slot, StructOps, VariableSpec,
 };
+pub use static_link::{StaticLinkError, static_link};
 pub use struct_ops::{OperationsLayout, PlacedOperation};

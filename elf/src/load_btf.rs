@@ -59,6 +59,7 @@ impl Object {
         let mut builder = BtfBuilder::copy_of(&btf);
         builder.fill_datasecs(&self.facts()).map_err(fault)?;
         builder.fill_ksyms();
+        builder.fill_externs();
         let hidden = self.functions.iter().filter(|f| f.hidden);
         let mut hidden: Vec<_> = hidden.map(|f| f.name.as_bytes()).collect();
         if !hidden.is_empty() {

@@ -94,6 +94,12 @@ fn pointee(btf: &Btf<'_>, map: &str, member: &str, id: TypeId) -> Result<(TypeId
         .ok_or_else(|| bad_map(map, format_args!("the type of {member} has no size")))
 }
 
+/// Reads the definition of a map whose type in BTF is `id`.
+pub(crate) fn definition(btf: &Btf<'_>, id: TypeId) -> Result<MapSpec, Fault> {
+    let (_, definition) = resolve(btf, "", id)?;
+    Ok(read_definition(btf, "", &definition, false)?.spec)
+}
+
 fn read_definition(
     btf: &Btf<'_>,
     name: &str,

@@ -31,8 +31,8 @@ use crate::spec::{Contents, ExternSpec, MapSpec, ProgramSpec, Slot, VariableSpec
 use struct_ops::OpsSection;
 
 type Header = elf::FileHeader64<NativeEndian>;
-type Sections<'d> = SectionTable<'d, Header>;
-type Symbols<'d> = SymbolTable<'d, Header>;
+pub(crate) type Sections<'d> = SectionTable<'d, Header>;
+pub(crate) type Symbols<'d> = SymbolTable<'d, Header>;
 
 /// Bytes of an instruction word.
 pub(crate) const INSN_SIZE: usize = 8;
@@ -45,9 +45,6 @@ pub(crate) const INSN_SIZE: usize = 8;
 /// [`SECTION`]fold.
 pub(crate) const SHARING: usize = 8;
 const SECTION: usize = 4;
-
-/// `type_len` in the header of BTF.
-const BTF_TYPE_LEN: usize = 12;
 
 /// Where clang puts variables of the address space of arenas.
 const ARENA_DATA: &str = ".addr_space.1";
@@ -387,67 +384,81 @@ struct PlacedMap {
 
 const E: NativeEndian = NativeEndian;
 
-fn bad(err: object::read::Error) -> Fault {
+pub(crate) fn bad(err: object::read::Error) -> Fault {
     malformed(format_args!("{err}"))
+}
+
+/// Whether there is anything in BTF. GCC writes the header alone where there
+/// are no types.
+pub(crate) fn has_types(btf: &[u8]) -> bool {
+    // `type_len` in the header.
+    u32_at(btf, 12) != Some(0)
+}
+
+/// Checks that these are the bytes of an eBPF object, and finds its sections
+/// and symbols.
+pub(crate) fn open(data: &[u8]) -> Result<(Sections<'_>, Symbols<'_>), Fault> {
+    let ident = data.get(..data.len().min(4)).unwrap_or_default();
+    if data.is_empty() {
+        return Err(ObjectError::Empty.into());
+    }
+    if ident != elf::ELFMAG {
+        return Err(ObjectError::NotElf {
+            found: ident.to_vec(),
+        }
+        .into());
+    }
+    if data.get(4) == Some(&elf::ELFCLASS32) {
+        return Err(ObjectError::Not64Bit.into());
+    }
+    match (data.get(5), cfg!(target_endian = "little")) {
+        (Some(&elf::ELFDATA2MSB), true) => {
+            return Err(ObjectError::ByteOrder { found: "big" }.into());
+        }
+        (Some(&elf::ELFDATA2LSB), false) => {
+            return Err(ObjectError::ByteOrder { found: "little" }.into());
+        }
+        _ => {}
+    }
+    let have = data.len();
+    if have < size_of::<Header>() {
+        let need = size_of::<Header>();
+        return Err(malformed(format_args!(
+            "the file has {have} bytes, an ELF header {need}"
+        )));
+    }
+    let header = Header::parse(data).map_err(bad)?;
+    let machine = header.e_machine(E);
+    // Clang before 3.9 wrote no machine number of its own.
+    if machine != elf::EM_BPF && machine != elf::EM_NONE {
+        return Err(ObjectError::NotBpf {
+            machine: machine_name(machine),
+            number: machine,
+        }
+        .into());
+    }
+    if header.e_type(E) != elf::ET_REL {
+        return Err(ObjectError::NotRelocatable {
+            found: header.e_type(E),
+        }
+        .into());
+    }
+    // They come last in a file, so this is where one that was cut off shows.
+    let headers = u64::from(header.e_shnum(E)) * u64::from(header.e_shentsize(E));
+    let end = header.e_shoff(E).saturating_add(headers);
+    if end > have as u64 {
+        return Err(malformed(format_args!(
+            "the file has {have} bytes, its section headers end at {end}"
+        )));
+    }
+    let sections = header.sections(E, data).map_err(bad)?;
+    let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).map_err(bad)?;
+    Ok((sections, symbols))
 }
 
 impl<'d> Parser<'d> {
     fn new(data: &'d [u8], bytes: &'d Bytes) -> Result<Parser<'d>, Fault> {
-        let ident = data.get(..data.len().min(4)).unwrap_or_default();
-        if data.is_empty() {
-            return Err(ObjectError::Empty.into());
-        }
-        if ident != elf::ELFMAG {
-            return Err(ObjectError::NotElf {
-                found: ident.to_vec(),
-            }
-            .into());
-        }
-        if data.get(4) == Some(&elf::ELFCLASS32) {
-            return Err(ObjectError::Not64Bit.into());
-        }
-        match (data.get(5), cfg!(target_endian = "little")) {
-            (Some(&elf::ELFDATA2MSB), true) => {
-                return Err(ObjectError::ByteOrder { found: "big" }.into());
-            }
-            (Some(&elf::ELFDATA2LSB), false) => {
-                return Err(ObjectError::ByteOrder { found: "little" }.into());
-            }
-            _ => {}
-        }
-        let have = data.len();
-        if have < size_of::<Header>() {
-            let need = size_of::<Header>();
-            return Err(malformed(format_args!(
-                "the file has {have} bytes, an ELF header {need}"
-            )));
-        }
-        let header = Header::parse(data).map_err(bad)?;
-        let machine = header.e_machine(E);
-        // Clang before 3.9 wrote no machine number of its own.
-        if machine != elf::EM_BPF && machine != elf::EM_NONE {
-            return Err(ObjectError::NotBpf {
-                machine: machine_name(machine),
-                number: machine,
-            }
-            .into());
-        }
-        if header.e_type(E) != elf::ET_REL {
-            return Err(ObjectError::NotRelocatable {
-                found: header.e_type(E),
-            }
-            .into());
-        }
-        // They come last in a file, so this is where one that was cut off shows.
-        let headers = u64::from(header.e_shnum(E)) * u64::from(header.e_shentsize(E));
-        let end = header.e_shoff(E).saturating_add(headers);
-        if end > have as u64 {
-            return Err(malformed(format_args!(
-                "the file has {have} bytes, its section headers end at {end}"
-            )));
-        }
-        let sections = header.sections(E, data).map_err(bad)?;
-        let symbols = sections.symbols(E, data, elf::SHT_SYMTAB).map_err(bad)?;
+        let (sections, symbols) = open(data)?;
         let count = sections.len();
         Ok(Parser {
             data,
@@ -638,8 +649,7 @@ impl<'d> Parser<'d> {
                 }
                 Role::Btf => {
                     let bytes = self.shared(name, self.range(name, header)?)?;
-                    // GCC writes a header alone where there are no types.
-                    if u32_at(bytes.as_slice(), BTF_TYPE_LEN) != Some(0) {
+                    if has_types(bytes.as_slice()) {
                         self.object.btf = Some(bytes);
                     }
                 }

@@ -5,6 +5,7 @@ mod demo;
 mod event;
 mod format;
 mod inspect;
+mod link;
 mod minimise;
 mod names;
 mod output;
@@ -29,6 +30,7 @@ Commands:
   trace          show processes as they execute files and exit
   inspect        show what an object file declares
   check          say which kernels object files fit, from the kernels' BTF
+  link           link several object files into one
   minimise       write the part of a kernel's BTF that object files need
   run            run what a manifest declares
 
@@ -103,6 +105,23 @@ Exit status: 0 if all fits, 1 if something required is missing, 2 if a file
 cannot be used or the command line is wrong.
 ";
 
+const LINK_HELP: &str = "\
+Links several eBPF object files into one, which can be loaded like any other.
+Needs no privileges.
+
+Usage: ebpf-manager link -o FILE OBJECT...
+
+Options:
+  -o, --output FILE  where the linked object is written
+  -h, --help         show this text
+
+A strong definition stands for all weak ones, of which otherwise the first
+counts; two strong ones conflict. What is extern in one file is that of another
+one, and has to have its type. Sections of one name are put behind each other;
+the licence has to be the same in all files. Exit status: 0, 1 if the files
+cannot be linked, 2 for a wrong command line.
+";
+
 const MINIMISE_HELP: &str = "\
 Writes the small part of a kernel's BTF that suffices to resolve the CO-RE
 relocations of object files, for kernels that have no BTF of their own. The
@@ -154,6 +173,7 @@ enum Request {
     Trace(trace::Options),
     Inspect { file: PathBuf, json: bool },
     Check(check::Options),
+    Link(link::Options),
     Minimise(minimise::Options),
     Run(run::Options),
 }
@@ -174,6 +194,7 @@ pub(crate) fn main() -> ExitCode {
             Ok(false) => return ExitCode::from(1),
             Err(message) => (Err(message), 2),
         },
+        Ok(Request::Link(options)) => (link::run(&options), 1),
         Ok(Request::Minimise(options)) => (minimise::run(&options), 1),
         Ok(Request::Run(options)) => (run::run(&options), 1),
         Err(message) => (Err(message), 2),
@@ -215,6 +236,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
             .map_err(|err| format!("{err}; see ebpf-manager inspect --help")),
         Some(Value(command)) if command == "check" => {
             parse_check(&mut parser).map_err(|err| format!("{err}; see ebpf-manager check --help"))
+        }
+        Some(Value(command)) if command == "link" => {
+            parse_link(&mut parser).map_err(|err| format!("{err}; see ebpf-manager link --help"))
         }
         Some(Value(command)) if command == "minimise" => parse_minimise(&mut parser)
             .map_err(|err| format!("{err}; see ebpf-manager minimise --help")),
@@ -289,6 +313,27 @@ fn parse_check(parser: &mut lexopt::Parser) -> Result<Request, String> {
         return Err("check needs an OBJECT".to_owned());
     }
     Ok(Request::Check(options))
+}
+
+fn parse_link(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let (mut output, mut objects) = (None, Vec::new());
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Show(LINK_HELP)),
+            Short('o') | Long("output") => {
+                output = Some(parser.value().map_err(|e| e.to_string())?.into());
+            }
+            Value(path) => objects.push(path.into()),
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    if objects.is_empty() {
+        return Err("link needs an OBJECT".to_owned());
+    }
+    Ok(Request::Link(link::Options {
+        output: output.ok_or("link needs -o FILE")?,
+        objects,
+    }))
 }
 
 fn parse_minimise(parser: &mut lexopt::Parser) -> Result<Request, String> {
@@ -426,6 +471,8 @@ mod tests {
             ("inspect", "FILE"),
             ("inspect a b", "b"),
             ("inspect --frob a", "--frob"),
+            ("link -o a", "OBJECT"),
+            ("link a b", "-o FILE"),
             ("check", "OBJECT"),
             ("check --btf a", "OBJECT"),
             ("check a --btf", "--btf"),

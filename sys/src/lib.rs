@@ -33,6 +33,8 @@ pub mod ringbuf;
 pub mod route;
 pub mod rtnl;
 pub mod sched;
+#[cfg(any(test, feature = "supervise"))]
+pub mod seccomp;
 pub mod signal;
 pub mod socket;
 #[cfg(test)]

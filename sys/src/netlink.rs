@@ -387,6 +387,9 @@ pub struct Netlink {
     fd: OwnedFd,
     seq: u32,
     buf: Vec<u8>,
+    /// An answer was not read to its end. The kernel may still be at it, and
+    /// refuses the next listing then.
+    torn: bool,
 }
 
 impl Netlink {
@@ -407,6 +410,7 @@ impl Netlink {
             )?,
             seq: 0,
             buf: Vec::new(),
+            torn: false,
         };
         netlink.switch_on(libc::NETLINK_EXT_ACK);
         netlink.switch_on(libc::NETLINK_GET_STRICT_CHK);
@@ -457,7 +461,9 @@ impl Netlink {
             let mut out = Vec::new();
             let mut interrupted = false;
             loop {
+                self.torn = true;
                 let len = self.receive(op, size)?;
+                self.torn = false;
                 let datagram = self.buf.get(..len).unwrap_or_default();
                 match read_datagram(op, datagram, self.seq, &mut out, &mut interrupted)? {
                     Step::More => {}
@@ -469,6 +475,12 @@ impl Netlink {
             }
         }
         Err(SysError::new(op, Errno::EAGAIN).with_detail("the list changed while it was read"))
+    }
+
+    /// Whether an answer was not received to its end: further requests may be
+    /// refused with `EBUSY`, and another socket is needed.
+    pub fn is_torn(&self) -> bool {
+        self.torn
     }
 
     fn send(&self, op: &'static str, message: &[u8]) -> Result<()> {

@@ -130,6 +130,11 @@ impl Rtnl {
         netns::route_in(ns).map(Rtnl)
     }
 
+    /// As [`Netlink::is_torn`].
+    pub fn is_torn(&self) -> bool {
+        self.0.is_torn()
+    }
+
     // -------------------------------------------------------------- links
 
     /// The interface with that name, also by an alternative name (Linux 5.5).

@@ -64,8 +64,20 @@ impl LeakCheck {
         self.check(patience);
     }
 
+    /// Checks now, and goes on.
+    ///
+    /// # Panics
+    /// If anything is left, naming it.
+    pub(crate) fn check_now(&self) {
+        self.look(PATIENCE);
+    }
+
     fn check(&mut self, patience: Duration) {
         self.finished = true;
+        self.look(patience);
+    }
+
+    fn look(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_millis(1);
         let mut left = added(&self.before);

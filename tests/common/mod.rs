@@ -31,11 +31,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use ebpf_manager_sys::mntns;
 use ebpf_manager_sys::netns;
 use ebpf_manager_sys::rtnl::Rtnl;
 
+pub(crate) mod cycle;
 mod leak;
 pub(crate) mod net;
 mod objects;
@@ -218,6 +220,14 @@ pub(crate) fn skip(reason: &str) {
     let line = format!("skipped: {}: {reason}\n", test_name());
     // Not eprintln!, which the test runner captures and drops.
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// What a test may take that could go on for long, such as one that tries all
+/// of something: 40 seconds, or `EBPF_MANAGER_TEST_SECONDS`.
+pub(crate) fn time_for_a_long_test() -> Duration {
+    let seconds = std::env::var("EBPF_MANAGER_TEST_SECONDS").ok();
+    let seconds = seconds.and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(40))
 }
 
 /// Name of the calling test, as the runner prints it.

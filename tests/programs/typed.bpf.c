@@ -22,6 +22,25 @@ struct bpf_iter__task {
 	struct task_struct *task;
 } CORE;
 
+struct bpf_iter__cgroup {
+	struct bpf_iter_meta *meta;
+	struct cgroup *cgroup;
+} CORE;
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+} CORE;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4);
+	__type(key, __u32);
+	__type(value, __u32);
+} walked SEC(".maps");
+
 /* Only this process is counted; 0: every process. */
 const volatile __u32 target_tgid = 0;
 /* Only this system call is counted by on_tp_btf. */
@@ -81,6 +100,37 @@ int on_task(struct bpf_iter__task *ctx)
 	tgid = task->tgid;
 	bpf_seq_write(ctx->meta->seq, &tgid, sizeof(tgid));
 	return 0;
+}
+
+/* One byte for each. */
+SEC("?iter/cgroup")
+int on_cgroup(struct bpf_iter__cgroup *ctx)
+{
+	__u8 one = 1;
+
+	if (ctx->cgroup)
+		bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
+	return 0;
+}
+
+SEC("?iter/bpf_map_elem")
+int on_element(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u32 *key = ctx->key;
+	__u32 copy;
+
+	if (!key)
+		return 0;
+	copy = *key;
+	bpf_seq_write(ctx->meta->seq, &copy, sizeof(copy));
+	return 0;
+}
+
+/* Linux 7.0: at entry and return of each call. */
+SEC("?fsession")
+int on_fsession(void *ctx)
+{
+	return hit();
 }
 
 SEC("?fentry/no_such_function_anywhere")

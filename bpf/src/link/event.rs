@@ -78,9 +78,11 @@ impl Drop for ProbeEvent {
                 .tracefs
                 .remove_probe(self.file, &self.group, &self.name)
             {
-                // Its perf event is on its way out.
-                Err(err) if err.is(Errno::EBUSY) => std::thread::sleep(Duration::from_millis(5)),
-                _ => return,
+                Ok(()) => return,
+                Err(err) if err.is(Errno::ENOENT) => return,
+                // Its perf event is on its way out, or this process has run
+                // out of something. Nobody else removes it while it lives.
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::lock::{Mutex, MutexGuard};
 use ebpf_manager_sys::netns::{self, NamespaceId};
 use ebpf_manager_sys::rtnl::Rtnl;
+use ebpf_manager_sys::{Errno, SysError};
 
 use crate::error::LinkError;
 
@@ -132,9 +132,10 @@ impl NetNamespace {
     pub(super) fn lock(&self) -> Option<netns::Lock> {
         for _ in 0..LOCK_ATTEMPTS {
             match netns::try_lock(self.0.fd.as_fd()) {
-                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
-                Ok(lock) => return lock,
-                Err(_) => return None,
+                Ok(Some(lock)) => return Some(lock),
+                Err(err) if err.is(Errno::ENOENT) => return None,
+                // Locked, or no descriptor to be had at the moment.
+                _ => std::thread::sleep(Duration::from_millis(1)),
             }
         }
         None
@@ -149,6 +150,8 @@ impl NetNamespace {
     /// step among the attachments of this process.
     pub(super) fn rtnl(&self) -> Result<Socket<'_>, SysError> {
         let mut socket = self.0.rtnl.lock();
+        // What was lost once may be in the way of everything after it.
+        socket.retain(|socket| !socket.is_torn());
         if socket.is_empty() {
             socket.push(if self.is_current() {
                 Rtnl::open()?

@@ -13,6 +13,7 @@ mod replace;
 mod route;
 mod socket;
 mod standing;
+mod struct_ops;
 pub(crate) mod symbols;
 mod tc;
 mod trace;
@@ -114,6 +115,24 @@ impl Inner {
         }
     }
 
+    /// Stops running the program where that takes less than closing.
+    fn silence(&mut self) {
+        match self {
+            // A link keeps a program on an event: it goes first.
+            Inner::Perf { link, event, .. } => {
+                drop(link.take());
+                // And this does for counters.
+                let _ = event.disable();
+            }
+            Inner::Keeping(inner, _) => inner.silence(),
+            Inner::Many(first, rest) => {
+                first.silence();
+                rest.iter_mut().for_each(Inner::silence);
+            }
+            Inner::Bpf(_) | Inner::Standing(_) => {}
+        }
+    }
+
     /// Stops the hook from running the program. The first error counts.
     fn detach(self, mechanism: Mechanism) -> Result<(), SysError> {
         match self {
@@ -183,6 +202,10 @@ pub enum Mechanism {
     TracingLink,
     /// `BPF_LINK_CREATE` for an iterator. Linux 5.8.
     Iterator,
+    /// `BPF_LINK_CREATE` for a structure of the kernel. Linux 6.4.
+    StructOpsLink,
+    /// A map that is a structure of the kernel. Linux 5.6.
+    StructOpsMap,
 }
 
 impl Mechanism {
@@ -213,6 +236,8 @@ impl Mechanism {
             Mechanism::UprobeMulti => "uprobe.multi",
             Mechanism::TracingLink => "tracing link",
             Mechanism::Iterator => "iterator link",
+            Mechanism::StructOpsLink => "struct_ops link",
+            Mechanism::StructOpsMap => "struct_ops map",
         }
     }
 
@@ -235,10 +260,11 @@ impl Mechanism {
             Mechanism::PerfEventLink => (5, 15),
             Mechanism::KprobeMulti => (5, 18),
             Mechanism::TracingLink => (5, 19),
-            Mechanism::Netfilter => (6, 4),
+            Mechanism::Netfilter | Mechanism::StructOpsLink => (6, 4),
             Mechanism::Tcx | Mechanism::UprobeMulti => (6, 6),
             Mechanism::Netkit => (6, 7),
             Mechanism::SockmapLink => (6, 10),
+            Mechanism::StructOpsMap => (5, 6),
         };
         KernelVersion::new(major, minor, 0)
     }

@@ -95,7 +95,7 @@ pub struct AttachedProgram {
 }
 
 impl AttachedProgram {
-    fn new(id: u32, link_id: u32) -> AttachedProgram {
+    pub(super) fn new(id: u32, link_id: u32) -> AttachedProgram {
         let name = sys::fd_by_id(ObjectKind::Program, id, 0)
             .and_then(|fd| sys::prog_info(fd.as_fd()))
             .map(|info| name_str(&info.name).to_owned());

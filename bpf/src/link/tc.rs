@@ -418,7 +418,8 @@ impl Filter {
         let mut attempts = QDISC_ATTEMPTS;
         let added = loop {
             attempts -= 1;
-            let ours = match rtnl.clsact_add(index) {
+            let mut before = Some(Vec::new());
+            let ours = match again_if_lost(&mut || rtnl.clsact_add(index)) {
                 Ok(()) => true,
                 Err(err) if err.is(Errno::EEXIST) => {
                     if parent == TcParent::EGRESS {
@@ -426,7 +427,8 @@ impl Filter {
                     }
                     if lock.is_some() {
                         // What cannot be removed is in nobody's way.
-                        let _ = sweep(&mut rtnl, index, parent);
+                        let swept = sweep(&mut rtnl, index, parent);
+                        before = swept.ok().map(|swept| swept.left);
                     }
                     false
                 }
@@ -435,6 +437,10 @@ impl Filter {
             match rtnl.filter_add(&spec) {
                 Ok(added) => break added,
                 Err(err) => {
+                    let added = before.and_then(|b| find_new(&mut rtnl, &spec, &b));
+                    if let Some(added) = added {
+                        break added;
+                    }
                     // Another process may have removed clsact in between.
                     if attempts > 0 && !ours && rtnl.clsact(index)?.is_none() {
                         continue;
@@ -469,11 +475,8 @@ impl Filter {
             .iter()
             .any(|f| f.id == ours.id && f.program_id == ours.program_id && f.tag == ours.tag))
     }
-}
 
-impl Attachment for Filter {
-    fn detach(&self) -> Result<(), SysError> {
-        self.namespace.filter_removed(self.added.id.index);
+    fn try_detach(&self) -> Result<(), SysError> {
         let mut rtnl = self.namespace.rtnl()?;
         let lock = self.namespace.lock();
         if self.is_ours(&mut rtnl)? {
@@ -490,6 +493,14 @@ impl Attachment for Filter {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl Attachment for Filter {
+    fn detach(&self) -> Result<(), SysError> {
+        self.namespace.filter_removed(self.added.id.index);
+        // Nobody else is going to do it.
+        again_if_lost(&mut || self.try_detach())
     }
 
     fn update(&mut self, program: &Program) -> Result<(), SysError> {
@@ -512,6 +523,26 @@ impl Attachment for Filter {
     fn is_attached(&self) -> Result<Option<bool>, SysError> {
         self.is_ours(&mut *self.namespace.rtnl()?).map(Some)
     }
+}
+
+/// Does something once more unless the kernel's answer says that it makes no
+/// difference: where the answer was lost, nobody knows what has been done.
+fn again_if_lost(act: &mut dyn FnMut() -> Result<(), SysError>) -> Result<(), SysError> {
+    act().or_else(|err| match err.errno() {
+        Errno::EEXIST | Errno::ENOENT | Errno::ENODEV | Errno::EINVAL | Errno::EPERM => Err(err),
+        _ => act(),
+    })
+}
+
+/// The filter that was added although the answer was lost: one of the program's
+/// that was not there before.
+fn find_new(rtnl: &mut Rtnl, spec: &FilterSpec<'_>, before: &[FilterId]) -> Option<rtnl::Filter> {
+    let program = net::program_id(spec.program).ok()?;
+    let filters = rtnl.filters(spec.id.index, spec.id.parent).ok()?;
+    let is_new = |f: &rtnl::Filter| {
+        f.program_id == program && f.name == spec.name && !before.contains(&f.id)
+    };
+    filters.into_iter().find(is_new)
 }
 
 /// Longest name of a filter, without its terminating zero.
@@ -544,14 +575,23 @@ fn is_stale(name: &str) -> bool {
 
 /// Removes filters of processes that are gone. The caller holds the lock:
 /// otherwise a number read here could be another filter's when it is deleted.
-fn sweep(rtnl: &mut Rtnl, index: u32, parent: TcParent) -> Result<usize, SysError> {
-    let mut removed = 0;
+fn sweep(rtnl: &mut Rtnl, index: u32, parent: TcParent) -> Result<Swept, SysError> {
+    let mut swept = Swept::default();
     for filter in rtnl.filters(index, parent)? {
-        if filter.kind == "bpf" && filter.chain == 0 && is_stale(&filter.name) {
-            removed += usize::from(rtnl.filter_delete(&filter.id).is_ok());
+        let stale = filter.kind == "bpf" && filter.chain == 0 && is_stale(&filter.name);
+        if stale && rtnl.filter_delete(&filter.id).is_ok() {
+            swept.removed += 1;
+        } else {
+            swept.left.push(filter.id);
         }
     }
-    Ok(removed)
+    Ok(swept)
+}
+
+#[derive(Default)]
+struct Swept {
+    removed: usize,
+    left: Vec<FilterId>,
 }
 
 /// Removes the filters that processes using this library left on an interface
@@ -576,8 +616,9 @@ pub fn remove_stale_filters(interface: &Interface) -> Result<usize, LinkError> {
         match rtnl.clsact(index)? {
             None => Ok(0),
             Some(qdisc) if qdisc.kind == CLSACT => Ok(sweep(&mut rtnl, index, TcParent::INGRESS)?
-                + sweep(&mut rtnl, index, TcParent::EGRESS)?),
-            Some(_) => sweep(&mut rtnl, index, TcParent::INGRESS),
+                .removed
+                + sweep(&mut rtnl, index, TcParent::EGRESS)?.removed),
+            Some(_) => Ok(sweep(&mut rtnl, index, TcParent::INGRESS)?.removed),
         }
     };
     sweep().map_err(|source| match source.errno() {

@@ -8,13 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ebpf_manager_sys::abi::bpf::{AttachType, CgroupIterOrder, ProgramType};
 use ebpf_manager_sys::abi::perf::OpenFlags;
-use ebpf_manager_sys::bpf::{self as sys, IterTarget, LinkCreate, LinkOptions, Target};
+use ebpf_manager_sys::bpf::{
+    self as sys, IterTarget, LinkCreate, LinkDetail, LinkOptions, ObjectKind, Target,
+};
 use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr, Scope};
 use ebpf_manager_sys::proc;
 use ebpf_manager_sys::tracefs::Tracefs;
 use ebpf_manager_sys::{Errno, SysError};
 
-use super::{Inner, Link, Mechanism};
+use super::{AttachedProgram, Inner, Link, Mechanism};
 use crate::cure::{self, Cure, Need};
 use crate::error::LinkError;
 use crate::map::Map;
@@ -93,6 +95,20 @@ impl Link {
     /// [`LinkError::WrongType`]; [`LinkError::NoTarget`] if there is no such
     /// tracepoint or no tracefs; [`LinkError::Attach`] with every way tried.
     pub fn tracepoint(program: &Program, category: &str, name: &str) -> Result<Link, LinkError> {
+        Link::tracepoint_with(program, category, name, 0)
+    }
+
+    /// As [`Link::tracepoint`], with what `bpf_get_attach_cookie` returns.
+    /// Needs Linux 5.15 when not 0.
+    ///
+    /// # Errors
+    /// As [`Link::tracepoint`]; [`LinkError::Unsupported`].
+    pub fn tracepoint_with(
+        program: &Program,
+        category: &str,
+        name: &str,
+        cookie: u64,
+    ) -> Result<Link, LinkError> {
         expect_type(program, "tracepoint", &[ProgramType::TRACEPOINT])?;
         let path = format!("{category}/{name}");
         let missing = |source: SysError, cure| LinkError::NoTarget {
@@ -116,7 +132,7 @@ impl Link {
         let target = format!("tracepoint {path}");
         let event = any_cpu(&PerfEventAttr::tracepoint(id))
             .map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
-        on_event(program, event, None, Way::default(), target)
+        on_event(program, event, None, Way { cookie, by: None }, target)
     }
 
     /// Attaches a raw tracepoint program to the tracepoint `name`.
@@ -127,6 +143,19 @@ impl Link {
     /// [`LinkError::WrongType`]; [`LinkError::NoTarget`] if there is no such
     /// tracepoint; [`LinkError::Attach`].
     pub fn raw_tracepoint(program: &Program, name: &str) -> Result<Link, LinkError> {
+        Link::raw_tracepoint_with(program, name, 0)
+    }
+
+    /// As [`Link::raw_tracepoint`], with what `bpf_get_attach_cookie` returns.
+    /// Needs Linux 6.10 when not 0.
+    ///
+    /// # Errors
+    /// As [`Link::raw_tracepoint`]; [`LinkError::Unsupported`].
+    pub fn raw_tracepoint_with(
+        program: &Program,
+        name: &str,
+        cookie: u64,
+    ) -> Result<Link, LinkError> {
         expect_type(
             program,
             "raw tracepoint",
@@ -144,21 +173,30 @@ impl Link {
         };
         let c_name = CString::new(name)
             .map_err(|_| no_target(SysError::new("bpf(BPF_RAW_TRACEPOINT_OPEN)", Errno::ENOENT)))?;
-        match sys::raw_tracepoint_open(Some(&c_name), program.as_fd(), 0) {
+        match sys::raw_tracepoint_open(Some(&c_name), program.as_fd(), cookie) {
             Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen)),
             Err(err) if err.is(Errno::ENOENT) => Err(no_target(err)),
+            Err(err) if cookie != 0 && matches!(err.errno(), Errno::EINVAL | Errno::E2BIG) => {
+                Err(LinkError::Unsupported {
+                    feature: "an attach cookie of a raw tracepoint",
+                    since: "6.10",
+                })
+            }
             Err(err) => Err(failed(&target, vec![("raw_tracepoint_open", err)])),
         }
     }
 
     /// Attaches a program that was loaded for its hook: fentry, fexit,
-    /// fmod_ret (Linux 5.5), freplace (5.6), LSM (5.7), tp_btf (5.5).
+    /// fmod_ret (Linux 5.5), freplace (5.6), LSM (5.7), tp_btf (5.5), fsession
+    /// (7.0).
     ///
     /// Ways, the newest first: a tracing link (5.19 for most of them), and
     /// `raw_tracepoint_open` without a name.
     ///
     /// # Errors
-    /// [`LinkError::WrongType`]; [`LinkError::Attach`];
+    /// [`LinkError::WrongType`]; [`LinkError::AlreadyAttached`] if the program
+    /// is attached, which it can be once at a time, or (freplace) another has
+    /// replaced the function; [`LinkError::Attach`];
     /// [`LinkError::Unsupported`] for a cookie on an old kernel.
     pub fn tracing(program: &Program, hook: &Tracing) -> Result<Link, LinkError> {
         expect_type(
@@ -189,6 +227,13 @@ impl Link {
                 Ok(fd) => return Ok(Link::of_fd(fd, target, Mechanism::TracingLink)),
                 Err(err) => {
                     let unknown = err.is(Errno::EINVAL) || err.is(Errno::E2BIG);
+                    if !unknown && let Some(by) = occupant(program, &err) {
+                        return Err(LinkError::AlreadyAttached {
+                            target,
+                            by,
+                            source: err,
+                        });
+                    }
                     tried.push(("tracing link", err));
                     if !unknown || hook.by.is_some() {
                         return Err(failed(&target, tried));
@@ -205,6 +250,13 @@ impl Link {
         match sys::raw_tracepoint_open(None, program.as_fd(), 0) {
             Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen)),
             Err(err) => {
+                if let Some(by) = occupant(program, &err) {
+                    return Err(LinkError::AlreadyAttached {
+                        target,
+                        by,
+                        source: err,
+                    });
+                }
                 tried.push(("raw_tracepoint_open", attached_before(program, err)));
                 Err(failed(&target, tried))
             }
@@ -272,6 +324,49 @@ fn attached_before(program: &Program, err: SysError) -> SysError {
         ),
         _ => err,
     }
+}
+
+/// Who is where a typed program was to go: itself, since the kernel attaches it
+/// once at a time, or what replaced the same function before. `None` if the
+/// kernel had another reason to refuse, or does not tell.
+#[cold]
+fn occupant(program: &Program, refusal: &SysError) -> Option<AttachedProgram> {
+    if !matches!(
+        refusal.errno(),
+        Errno::EBUSY | Errno::EEXIST | Errno::EINVAL | Errno::ENOENT
+    ) {
+        return None;
+    }
+    let own = sys::prog_info(program.as_fd()).ok()?;
+    let replaces = program.program_type() == ProgramType::EXT;
+    let mut last = 0;
+    while let Ok(Some(id)) = sys::next_id(ObjectKind::Link, last) {
+        last = id;
+        let Ok(link) = sys::fd_by_id(ObjectKind::Link, id, 0) else {
+            continue;
+        };
+        let Ok(info) = sys::link_info(link.as_fd()) else {
+            continue;
+        };
+        let LinkDetail::Tracing(it) = info.detail else {
+            continue;
+        };
+        // The link tells the program that was changed, its program the types
+        // of that.
+        let same_types = || {
+            sys::fd_by_id(ObjectKind::Program, it.target_obj_id, 0)
+                .and_then(|target| sys::prog_info(target.as_fd()))
+                .is_ok_and(|target| target.btf_id == own.attach_btf_obj_id)
+        };
+        let same_place = replaces
+            && refusal.is(Errno::EBUSY)
+            && it.target_btf_id == own.attach_btf_id
+            && same_types();
+        if info.prog_id == own.id || same_place {
+            return Some(AttachedProgram::new(info.prog_id, id));
+        }
+    }
+    None
 }
 
 /// How a program is put on a perf event.

@@ -226,6 +226,21 @@ impl BtfBuilder {
         self.set_word(section, 2, offset);
     }
 
+    /// Makes functions of other objects that nothing defines loadable: the
+    /// kernel refuses external ones and unnamed parameters. Whether one is
+    /// called is seen elsewhere.
+    pub fn fill_externs(&mut self) {
+        for id in self.ids_of(Kind::FUNC) {
+            if self.vlen(id) == Linkage::EXTERN.0 {
+                let proto = self.word(id, 2).unwrap_or_default();
+                if self.kind(proto) == Kind::FUNC_PROTO {
+                    self.name_unnamed(proto, self.word(id, 0).unwrap_or_default());
+                }
+                self.set_linkage(id, Linkage::GLOBAL);
+            }
+        }
+    }
+
     /// Gives every unnamed, typed parameter of `proto` a name.
     fn name_unnamed(&mut self, proto: TypeId, name_off: u32) {
         for nth in 0..self.vlen(proto) as usize {
