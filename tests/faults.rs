@@ -19,7 +19,6 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -32,7 +31,7 @@ use common::cycle::{
     check_runs, cycle_builder, cycle_object, files, filters, kernel_by_event, packet_by_filter,
     probe_events, says, user_by_event,
 };
-use common::{Feature, LeakCheck, NetNs, RING_BUFFER, TempDir, built_with, require};
+use common::{Feature, LeakCheck, NetNs, RING_BUFFER, TempDir, built_with, require, say};
 use ebpf_manager::bpf::{Errno, NetNamespace, PerfBufferOptions};
 use ebpf_manager::{
     Cleanup, Manager, ManagerError, MapOptions, MapRoute, Probe, Sink, State, Stream, TailCall,
@@ -589,12 +588,6 @@ fn fail_everywhere(subject: Subject) {
     }
     say(&format!("{done} of {} calls failed once", places.len()));
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-}
-
-/// Prints past the test runner's capture.
-fn say(text: &str) {
-    let line = format!("{}: {text}\n", common::test_name());
-    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 #[test]

@@ -46,10 +46,14 @@ pub(crate) fn cycle_probed(depth: u32) -> u32 {
     }
 }
 
-/// The probe of [`cycle_probed`], looked for once.
-pub(crate) fn user_probe() -> Uprobe {
+/// Where [`cycle_probed`] is in this binary's file; looked for once, unless
+/// the environment says it.
+pub(crate) fn user_offset() -> u64 {
     static OFFSET: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    let offset = OFFSET.get_or_init(|| {
+    *OFFSET.get_or_init(|| {
+        if let Ok(offset) = std::env::var("EBPF_MANAGER_TEST_OFFSET") {
+            return offset.parse().unwrap();
+        }
         let bytes = std::fs::read("/proc/self/exe").unwrap();
         let mut found = None;
         symbols::for_each_function(&bytes, &mut |symbol| {
@@ -59,13 +63,13 @@ pub(crate) fn user_probe() -> Uprobe {
         })
         .unwrap();
         found.expect("the compiler keeps it")
-    });
-    Uprobe::offset("/proc/self/exe", *offset)
+    })
 }
 
 /// `on_user` by an event in tracefs, which outlives a killed process.
 pub(crate) fn user_by_event() -> Probe {
-    let by_event = user_probe().attach_by(Mechanism::ProbeEvent);
+    let place = Uprobe::offset("/proc/self/exe", user_offset());
+    let by_event = place.attach_by(Mechanism::ProbeEvent);
     Probe::new("on_user").uid("event").hook(by_event)
 }
 
@@ -118,6 +122,8 @@ fn counter(function: &str) -> (&'static str, fn()) {
     match function {
         "on_enter" => ("enter_count", getpid),
         "on_exit" => ("exit_count", getpid),
+        // Unless it is attached elsewhere.
+        "on_exec" => ("exec_count", getpid),
         "on_kernel" => ("kernel_count", getpid),
         "on_user" => ("user_count", || {
             std::hint::black_box(cycle_probed(std::hint::black_box(1)));

@@ -230,6 +230,56 @@ pub(crate) fn time_for_a_long_test() -> Duration {
     Duration::from_secs(seconds.unwrap_or(40))
 }
 
+/// Prints past the test runner's capture.
+pub(crate) fn say(text: &str) {
+    let line = format!("{}: {text}\n", test_name());
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Numbers that a seed repeats (xorshift64*).
+pub(crate) struct Random {
+    seed: u64,
+    state: u64,
+}
+
+impl Random {
+    /// From `EBPF_MANAGER_TEST_SEED`, or from the clock.
+    pub(crate) fn from_environment() -> Random {
+        let seed = std::env::var("EBPF_MANAGER_TEST_SEED").ok();
+        let seed = seed.map(|text| text.parse().expect("a seed is a number"));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let seed = seed.unwrap_or_else(|| now.expect("after 1970").as_nanos() as u64);
+        // The state must not be zero.
+        let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        Random { seed, state }
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// From 0 to less than `end`.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        (((self.next() >> 32) * end as u64) >> 32) as usize
+    }
+
+    /// From 0 to less than 1.
+    pub(crate) fn fraction(&mut self) -> f64 {
+        f64::from(self.below(1 << 20) as u32) / f64::from(1 << 20)
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+}
+
 /// Name of the calling test, as the runner prints it.
 pub(crate) fn test_name() -> String {
     std::thread::current().name().unwrap_or("main").to_owned()
