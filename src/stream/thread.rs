@@ -565,8 +565,8 @@ impl Task {
         Ok(turn)
     }
 
-    /// Gives everything back.
-    fn finish(mut self) -> Result<(), ManagerError> {
+    /// Tells the last of its losses.
+    fn finish(&mut self) -> Result<(), ManagerError> {
         let Some(out) = &mut self.seat.out else {
             return Ok(());
         };
@@ -647,15 +647,16 @@ impl<'c> Thread<'c> {
 
     /// Ends a task, because of `err` or because it is told to.
     fn end(&mut self, at: usize, err: Option<ManagerError>) {
-        let Some(task) = self.tasks.get_mut(at).and_then(Option::take) else {
+        let Some(mut task) = self.tasks.get_mut(at).and_then(Option::take) else {
             return;
         };
-        let stream = Arc::clone(&task.stream);
         let finished = task.finish().err();
         for err in err.into_iter().chain(finished) {
-            stream.report(&err);
+            task.stream.report(&err);
             self.errors.push(err);
         }
+        // Only now is the stream seen to be stopped.
+        drop(task);
     }
 
     /// Does `act` to each task; ends those that fail.

@@ -203,8 +203,9 @@ impl Model {
 
 #[test]
 fn no_interleaving_tears_loses_or_forgets_a_record() {
-    for batch in 1..=3 {
-        for records in 1..=5 {
+    // Six records in a ring for three: full, and around.
+    for batch in 1..=2 {
+        for records in 1..=3 {
             let model = Model {
                 batch,
                 fence: true,
