@@ -31,7 +31,7 @@ fn example() -> common::Result {
         println!("{id}: {outcome}");
     }
     let counter = manager.variable("calls").ok_or("no such variable")?;
-    common::until("an opened file", common::fork, || {
+    common::until("an opened file", common::open, || {
         Ok(counter.get::<u64>()? > 0)
     })?;
     println!("calls: {}", counter.get::<u64>()?);

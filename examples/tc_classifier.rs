@@ -9,7 +9,7 @@ mod common;
 
 use std::process::ExitCode;
 
-use ebpf_manager::bpf::Direction;
+use ebpf_manager::bpf::{ClsactOptions, Direction, Order, QdiscCleanup, TcAttach};
 use ebpf_manager::{Hook, Manager, Probe};
 
 fn main() -> ExitCode {
@@ -20,8 +20,15 @@ fn main() -> ExitCode {
 }
 
 fn example() -> common::Result {
+    // Before Linux 6.6 the program goes into a filter, for which the interface
+    // may have to get a qdisc first: that goes with the filter, too.
+    let filter = ClsactOptions {
+        qdisc: QdiscCleanup::RemoveIfUnused,
+        ..ClsactOptions::default()
+    };
+    let attach = TcAttach::Either(Order::default(), filter);
     let manager = Manager::builder()
-        .probe(Probe::new("on_tc").hook(Hook::tc("lo", Direction::Egress)))
+        .probe(Probe::new("on_tc").hook(Hook::tc_with("lo", Direction::Egress, attach)))
         .constant("target_tgid", std::process::id())
         .build()?;
     manager.init(&common::object())?;

@@ -441,17 +441,6 @@ fn one_function_is_attached_under_several_names() {
         .build()
         .unwrap();
     manager.init(&attach_object()).unwrap();
-    // Before 6.10 a raw tracepoint tells its programs apart by address only.
-    if kernel_version() < (6, 10) {
-        let err = manager.start().unwrap_err();
-        assert!(
-            matches!(&err, ManagerError::Attach { probe, source }
-                if probe.uid == "again" && source.is(Errno::EEXIST)),
-            "{err}"
-        );
-        assert_eq!(manager.state(), State::Initialised);
-        return;
-    }
     manager.start().unwrap();
     let names: Vec<String> = manager.probes().iter().map(|p| p.0.to_string()).collect();
     assert_eq!(names, ["attach_fork", "attach_fork (exec)"]);

@@ -97,6 +97,12 @@ pub fn fork() {
     let _ = Command::new("true").status();
 }
 
+/// Opens a file.
+pub fn open() {
+    // One that every process has.
+    let _ = std::fs::File::open("/proc/self/stat");
+}
+
 /// Makes a system call.
 pub fn call() {
     std::hint::black_box(std::process::id());

@@ -265,7 +265,8 @@ fn running_out_of_descriptors_undoes_every_step() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
     assert!(text.contains("1 passed"), "{text}");
 }
 
@@ -318,6 +319,7 @@ fn run_out_of_descriptors() {
         assert_eq!(fill(0).len(), most);
         break;
     }
-    // The object, BTF, a few maps and programs; the reader, two links.
-    assert!(failed[0] >= 6 && failed[1] >= 5, "{failed:?}");
+    // The object, BTF, a few maps and programs; the reader, two hooks (before
+    // 5.15 a perf event has no link above it).
+    assert!(failed[0] >= 6 && failed[1] >= 4, "{failed:?}");
 }

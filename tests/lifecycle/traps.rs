@@ -26,7 +26,7 @@ fn trap_start_needs_no_tracefs() {
     let _leaks = LeakCheck::begin();
     // In a mount namespace of its own, where they are unmounted or hidden.
     let script = "for dir in /sys/kernel/tracing /sys/kernel/debug; do \
-                      umount -R $dir 2>/dev/null; \
+                      umount -l $dir 2>/dev/null; \
                       if [ -e $dir/trace ] || [ -e $dir/tracing/trace ]; then exit 3; fi; \
                   done; exec \"$@\"";
     let output = Command::new("unshare")
