@@ -40,6 +40,7 @@ mod map;
 mod memlock;
 mod modules;
 mod object_btf;
+mod old_helpers;
 mod program;
 mod reader;
 mod slot;

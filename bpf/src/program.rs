@@ -16,6 +16,7 @@ use crate::error::{ProgramError, Rejection};
 use crate::link::usdt;
 use crate::map::Loss;
 use crate::memlock;
+use crate::old_helpers;
 use crate::verifier_log::{SourceLine, VerifierLog};
 
 /// A loaded program.
@@ -271,7 +272,17 @@ impl Program {
             };
         }
         let mut lost = Vec::new();
-        let fd = match memlock::retry(|| sys::prog_load(&load, None)) {
+        let mut result = memlock::retry(|| sys::prog_load(&load, None));
+        let older;
+        if result.is_err()
+            && let Some(insns) = old_helpers::replaced(&linked.insns)
+        {
+            older = insns;
+            load.insns = &older;
+            lost.push(old_helpers::LOSS);
+            result = memlock::retry(|| sys::prog_load(&load, None));
+        }
+        let fd = match result {
             Ok(fd) => fd,
             Err(first) => match explain(&load, first, context.log_limit) {
                 Ok(fd) => fd,

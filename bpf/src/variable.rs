@@ -65,8 +65,9 @@ impl Variable<'_> {
             return memory.read(start, to).map_err(|e| self.access(e));
         }
         let section = self.section()?;
-        if let Some(value) = section.get(start..start + to.len()) {
-            to.copy_from_slice(value);
+        match section.get(start..start + to.len()) {
+            Some(value) => to.copy_from_slice(value),
+            None => return Err(self.unmapped()),
         }
         Ok(())
     }
@@ -82,8 +83,9 @@ impl Variable<'_> {
             return memory.write(start, from).map_err(|e| self.access(e));
         }
         let mut section = self.section()?;
-        if let Some(value) = section.get_mut(start..start + from.len()) {
-            value.copy_from_slice(from);
+        match section.get_mut(start..start + from.len()) {
+            Some(value) => value.copy_from_slice(from),
+            None => return Err(self.unmapped()),
         }
         self.map.update(&0_u32.to_ne_bytes(), &section)
     }
@@ -92,6 +94,13 @@ impl Variable<'_> {
         let mut section = vec![0; self.map.value_size()];
         self.map.lookup(&0_u32.to_ne_bytes(), &mut section)?;
         Ok(section)
+    }
+
+    /// An arena that was made elsewhere and replaces the object's.
+    #[cold]
+    fn unmapped(&self) -> MapError {
+        let what = format!("the memory of {} is not mapped here", self.map.name());
+        self.access(SysError::new("access a variable", Errno::EINVAL).with_detail(what))
     }
 
     fn memory(&self) -> Option<&MapMemory> {

@@ -18,6 +18,8 @@ const ABS32: u32 = 3;
 /// An object, read.
 pub(super) struct Input<'d> {
     pub(super) name: &'d str,
+    /// Bytes of the file.
+    pub(super) len: usize,
     /// By ELF section index; `None` for those that are left out.
     pub(super) sections: Vec<Option<Source<'d>>>,
     /// By ELF section index, where it went.
@@ -85,6 +87,7 @@ impl<'d> Input<'d> {
         };
         let mut input = Input {
             name,
+            len: data.len(),
             sections: Vec::with_capacity(sections.len()),
             places: vec![None; sections.len()],
             symbols: Vec::with_capacity(symbols.len()),

@@ -16,6 +16,7 @@ use crate::btf::encode::BtfBuilder;
 use crate::btf::ext::{Block, Table};
 use crate::btf::{Btf, Kind, Linkage, SecVar, Type, TypeId};
 use crate::maps;
+use crate::object::SHARING;
 use crate::sort::sort;
 
 /// What both sections start with.
@@ -80,12 +81,16 @@ pub(super) fn merge(
             ext: None,
         });
     }
-    let mut types = Types::collect(inputs);
+    let mut names = Names {
+        known: BTreeMap::new(),
+        left: inputs.iter().map(|input| input.len).sum::<usize>() * SHARING,
+    };
+    let mut types = Types::collect(inputs, &mut names)?;
     types.classify();
     let mut builder = BtfBuilder::new();
     let shown = types.emit(&mut builder, globals);
     types.data_sections(&mut builder, output, globals);
-    let ext = types.records(&mut builder, output)?;
+    let ext = types.records(&mut builder, output, &mut names)?;
     let btf = builder.to_bytes().map_err(|_| TOO_LARGE)?;
     types.check(&btf, &shown, globals)?;
     Ok(Merged {
@@ -94,13 +99,35 @@ pub(super) fn merge(
     })
 }
 
+/// Names, each with a number. They may share their text in a file, and do not
+/// in the output: what they take is limited.
+struct Names<'d> {
+    known: BTreeMap<&'d [u8], u32>,
+    left: usize,
+}
+
+impl<'d> Names<'d> {
+    fn number(&mut self, text: &'d [u8]) -> Result<u32, StaticLinkError> {
+        if let Some(known) = self.known.get(text) {
+            return Ok(*known);
+        }
+        self.left = self.left.checked_sub(text.len()).ok_or(TOO_LARGE)?;
+        let number = self.known.len() as u32;
+        self.known.insert(text, number);
+        Ok(number)
+    }
+}
+
 /// True for what other files may know by its name.
 fn is_shared(ty: &Type<'_>) -> bool {
     matches!(ty.kind(), Kind::VAR | Kind::FUNC) && ty.linkage() != Some(Linkage::STATIC)
 }
 
 impl<'i, 'd> Types<'i, 'd> {
-    fn collect(inputs: &'i [Input<'d>]) -> Types<'i, 'd> {
+    fn collect(
+        inputs: &'i [Input<'d>],
+        names: &mut Names<'d>,
+    ) -> Result<Types<'i, 'd>, StaticLinkError> {
         let mut types = Types {
             inputs,
             first: Vec::with_capacity(inputs.len()),
@@ -113,10 +140,10 @@ impl<'i, 'd> Types<'i, 'd> {
             types.first.push(first);
             let Some(btf) = btf_of(input) else { continue };
             for (_, ty) in btf.types() {
-                types.nodes.push(node(btf, ty, index, first));
+                types.nodes.push(node(btf, ty, index, first, names)?);
             }
         }
-        types
+        Ok(types)
     }
 
     /// The node of a type of an input.
@@ -283,13 +310,14 @@ impl<'i, 'd> Types<'i, 'd> {
         &self,
         builder: &mut BtfBuilder,
         output: &Output,
+        names: &mut Names<'d>,
     ) -> Result<Vec<u8>, StaticLinkError> {
         // Of each record: its words, and which of them are types and names.
-        let functions = self.table(builder, output, |i| i.ext.func_info(), &[REST, TYPE]);
+        let functions = self.table(builder, output, names, |i| i.ext.func_info(), &[REST, TYPE])?;
         let lines = [REST, NAME, NAME, REST];
-        let lines = self.table(builder, output, |i| i.ext.line_info(), &lines);
+        let lines = self.table(builder, output, names, |i| i.ext.line_info(), &lines)?;
         let core = [REST, TYPE, NAME, REST];
-        let core = self.table(builder, output, |i| i.ext.core_relos(), &core);
+        let core = self.table(builder, output, names, |i| i.ext.core_relos(), &core)?;
 
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&BTF_MAGIC.to_ne_bytes());
@@ -314,9 +342,10 @@ impl<'i, 'd> Types<'i, 'd> {
         &self,
         builder: &mut BtfBuilder,
         output: &Output,
+        names: &mut Names<'d>,
         of: for<'t> fn(&'t Input<'d>) -> &'t Table<'d>,
         layout: &[Word],
-    ) -> Vec<u8> {
+    ) -> Result<Vec<u8>, StaticLinkError> {
         let mut out = Vec::new();
         for section in &output.sections {
             let mut records = Vec::new();
@@ -336,7 +365,11 @@ impl<'i, 'd> Types<'i, 'd> {
                         let word = u32::from_ne_bytes(*word);
                         let word = match meaning {
                             Word::Type => self.id(index, word),
-                            Word::Name => builder.add_string(btf.name_bytes(word)),
+                            Word::Name => {
+                                let name = btf.name_bytes(word);
+                                names.number(name)?;
+                                builder.add_string(name)
+                            }
                             Word::Rest if nth == 0 => word.wrapping_add(place.offset as u32),
                             Word::Rest => word,
                         };
@@ -356,7 +389,7 @@ impl<'i, 'd> Types<'i, 'd> {
             out.extend_from_slice(&count.to_ne_bytes());
             out.extend_from_slice(&records);
         }
-        out
+        Ok(out)
     }
 
     /// Checks that all files mean the same by a name.
@@ -434,23 +467,30 @@ fn number(order: &[usize], class: &mut [u32], same: impl Fn(usize, usize) -> boo
     count + 1
 }
 
-fn node<'d>(btf: &Btf<'d>, ty: Type<'d>, input: usize, first: usize) -> Node<'d> {
+fn node<'d>(
+    btf: &Btf<'d>,
+    ty: Type<'d>,
+    input: usize,
+    first: usize,
+    names: &mut Names<'d>,
+) -> Result<Node<'d>, StaticLinkError> {
     let mut key = Vec::new();
     let mut refs = Vec::new();
-    let name = btf.name_bytes(ty.name_off());
+    let mut number = |offset| Ok(names.number(btf.name_bytes(offset))?.to_ne_bytes());
+    let name = number(ty.name_off())?;
     let kind = ty.kind();
     let mut refer = |id: TypeId| {
         refs.push((id as usize).checked_sub(1).map_or(VOID, |id| first + id));
     };
     if is_shared(&ty) {
         key.extend_from_slice(&[0, kind.0]);
-        key.extend_from_slice(name);
-        return Node {
+        key.extend_from_slice(&name);
+        return Ok(Node {
             input,
             ty,
             key,
             refs,
-        };
+        });
     }
     key.extend_from_slice(&[1]);
     key.extend_from_slice(&ty.info.to_ne_bytes());
@@ -458,11 +498,7 @@ fn node<'d>(btf: &Btf<'d>, ty: Type<'d>, input: usize, first: usize) -> Node<'d>
     if matches!(kind, Kind::VAR | Kind::FUNC | Kind::DATASEC) {
         key.extend_from_slice(&(input as u64).to_ne_bytes());
     }
-    let text = |key: &mut Vec<u8>, name: &[u8]| {
-        key.extend_from_slice(name);
-        key.push(0);
-    };
-    text(&mut key, name);
+    key.extend_from_slice(&name);
     if kind.refers() {
         refer(ty.payload);
     } else {
@@ -475,7 +511,7 @@ fn node<'d>(btf: &Btf<'d>, ty: Type<'d>, input: usize, first: usize) -> Node<'d>
             let word = u32::from_ne_bytes(*word);
             let place = Some(nth % each);
             if place == name_at {
-                text(&mut key, btf.name_bytes(word));
+                key.extend_from_slice(&number(word)?);
             } else if place == type_at || kind == Kind::ARRAY && nth < 2 {
                 refer(word);
             } else {
@@ -483,12 +519,12 @@ fn node<'d>(btf: &Btf<'d>, ty: Type<'d>, input: usize, first: usize) -> Node<'d>
             }
         }
     }
-    Node {
+    Ok(Node {
         input,
         ty,
         key,
         refs,
-    }
+    })
 }
 
 /// Words of each element behind a type's header, and which of them are a name

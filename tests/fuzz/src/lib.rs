@@ -8,7 +8,7 @@ use ebpf_manager_elf::btf::encode::{BtfBuilder, BtfFeatures};
 use ebpf_manager_elf::btf::ext::BtfExt;
 use ebpf_manager_elf::btf::{Btf, NameQuery};
 use ebpf_manager_elf::core_relo::{self, Resolver};
-use ebpf_manager_elf::{Contents, LinkedProgram, Linker, Object};
+use ebpf_manager_elf::{Contents, LinkedProgram, Linker, Object, static_link};
 use ebpf_manager_sys::abi::insn::Insn;
 use peak_alloc::PeakAlloc;
 
@@ -54,6 +54,18 @@ pub fn parse(data: &[u8]) -> Option<Object> {
     }
 }
 
+/// Links an object with itself, which only those can be that define nothing
+/// strongly, and alone.
+pub fn join(data: &[u8]) {
+    let inputs = [("one", data), ("two", data)];
+    for inputs in [&inputs[..1], &inputs] {
+        match static_link(inputs) {
+            Ok(linked) => drop(Object::parse(linked)),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
 /// Loads an object as far as that goes without a kernel; its own types stand
 /// for the kernel's.
 pub fn object(object: &mut Object) {
@@ -88,7 +100,10 @@ fn names(object: &Object) {
     }
     for variable in object.variables() {
         let map = &object.maps()[variable.map as usize];
-        assert!(u64::from(variable.offset) + u64::from(variable.size) <= u64::from(map.value_size));
+        // Those of an arena are in the part of it that has contents.
+        let contents = map.contents.as_slice().map_or(0, <[u8]>::len) as u64;
+        let room = contents.max(map.value_size.into());
+        assert!(u64::from(variable.offset) + u64::from(variable.size) <= room);
     }
     let names: usize = object.externs().iter().map(|e| e.name.len()).sum();
     assert!(names <= object.bytes().len() * 64);
