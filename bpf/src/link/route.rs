@@ -149,9 +149,14 @@ impl Routed {
             name: &routed.name,
         };
         let mut rtnl = routed.namespace.rtnl()?;
-        rtnl.route_add(&routed.id, Some(&program))?;
+        let result = rtnl.route_add(&routed.id, Some(&program));
+        let lost = rtnl.is_torn();
         drop(rtnl);
-        Ok(routed)
+        match result {
+            // Only the answer was lost.
+            Err(_) if lost && routed.is_attached()? == Some(true) => Ok(routed),
+            result => result.map(|()| routed),
+        }
     }
 }
 

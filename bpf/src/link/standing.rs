@@ -18,7 +18,7 @@ pub(super) struct Standing(Option<Box<dyn Attachment>>);
 
 /// A kind of attachment that no descriptor holds.
 pub(super) trait Attachment: Send + Sync {
-    /// Takes it down; not called twice.
+    /// Takes it down. Called once more if it fails, not after it succeeded.
     fn detach(&self) -> Result<(), SysError>;
 
     /// Puts another program in its place.
@@ -40,8 +40,17 @@ impl Standing {
     }
 
     fn take_down(&mut self) -> Result<(), SysError> {
-        match self.0.take().map_or(Ok(()), |it| it.detach()) {
-            Err(err) if matches!(err.errno(), Errno::ENODEV | Errno::ENOENT) => Ok(()),
+        let gone = |err: &SysError| matches!(err.errno(), Errno::ENODEV | Errno::ENOENT);
+        let Some(it) = self.0.take() else {
+            return Ok(());
+        };
+        // Nobody else is going to do it, so once more if something was wanting
+        // or an answer was lost.
+        match it
+            .detach()
+            .or_else(|err| if gone(&err) { Err(err) } else { it.detach() })
+        {
+            Err(err) if gone(&err) => Ok(()),
             result => result,
         }
     }

@@ -475,8 +475,16 @@ impl Filter {
             .iter()
             .any(|f| f.id == ours.id && f.program_id == ours.program_id && f.tag == ours.tag))
     }
+}
 
-    fn try_detach(&self) -> Result<(), SysError> {
+impl Drop for Filter {
+    fn drop(&mut self) {
+        self.namespace.filter_removed(self.added.id.index);
+    }
+}
+
+impl Attachment for Filter {
+    fn detach(&self) -> Result<(), SysError> {
         let mut rtnl = self.namespace.rtnl()?;
         let lock = self.namespace.lock();
         if self.is_ours(&mut rtnl)? {
@@ -493,14 +501,6 @@ impl Filter {
             }
             _ => Ok(()),
         }
-    }
-}
-
-impl Attachment for Filter {
-    fn detach(&self) -> Result<(), SysError> {
-        self.namespace.filter_removed(self.added.id.index);
-        // Nobody else is going to do it.
-        again_if_lost(&mut || self.try_detach())
     }
 
     fn update(&mut self, program: &Program) -> Result<(), SysError> {

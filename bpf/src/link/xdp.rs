@@ -306,11 +306,15 @@ impl XdpAttached {
             None => XdpFlags::UPDATE_IF_NOEXIST,
         };
         let (program, expected) = (attached.program.as_fd(), expected.map(AsFd::as_fd));
-        attached
-            .namespace
-            .rtnl()?
-            .xdp_set(index, Some(program), flags | only, expected)?;
-        Ok(attached)
+        let mut rtnl = attached.namespace.rtnl()?;
+        let result = rtnl.xdp_set(index, Some(program), flags | only, expected);
+        let lost = rtnl.is_torn();
+        drop(rtnl);
+        match result {
+            // Only the answer was lost.
+            Err(_) if lost && attached.is_ours(&mut *attached.namespace.rtnl()?)? => Ok(attached),
+            result => result.map(|()| attached),
+        }
     }
 
     /// Replaces our program; `EEXIST` if it is not there any more.
