@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use common::cycle::{
-    check_runs, cycle_builder, cycle_object, files, filters, kernel_by_event, packet_by_filter,
-    probe_events, says, user_by_event,
+    check_runs, cycle_builder, cycle_object, files, filters, frame_by_netlink, has_xdp,
+    kernel_by_event, packet_by_filter, probe_events, says, user_by_event,
 };
 use common::{Feature, LeakCheck, NetNs, RING_BUFFER, TempDir, built_with, require, say};
 use ebpf_manager::bpf::{Errno, NetNamespace, PerfBufferOptions};
@@ -120,6 +120,7 @@ impl Scene {
             Subject::Plain => builder
                 .probe(Probe::new("on_exec").pin(path("on_exec")))
                 .probe(packet_by_filter(&namespace))
+                .probe(frame_by_netlink(&namespace))
                 .map(
                     "settings",
                     MapOptions::new()
@@ -168,6 +169,7 @@ impl Scene {
         let (filters, clsact) = filters(&self.ns);
         let wanted = usize::from(running) * plain;
         assert_eq!((filters.len(), usize::from(clsact)), (wanted, wanted));
+        assert_eq!(has_xdp(&self.ns), running && plain == 1);
         let pins = files(self.pins.path());
         if state == State::Declared {
             assert!(pins.is_empty(), "{pins:?}");
@@ -177,7 +179,7 @@ impl Scene {
         assert_eq!(pins.len(), 2 * plain, "{pins:?}");
 
         let added = done_between(done, "add_hook", "detach_hook");
-        let mut wanted = 2 + usize::from(added) + if plain == 1 { 1 } else { kprobes };
+        let mut wanted = 2 + usize::from(added) + if plain == 1 { 2 } else { kprobes };
         if state == State::Initialised {
             wanted = 0;
         }

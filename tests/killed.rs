@@ -47,7 +47,7 @@ const NAMESPACE: &str = "EBPF_MANAGER_TEST_NAMESPACE";
 const PINS: &str = "EBPF_MANAGER_TEST_PINS";
 
 /// Processes that live, and are killed, at a time.
-const AT_A_TIME: usize = 12;
+const AT_A_TIME: usize = 24;
 
 /// Numbers of processes that there are not.
 const NOBODY: u32 = 99_999_999;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ebpf_manager::bpf::{
-    ClsactOptions, Direction, Interface, Kprobe, Mechanism, NetNamespace, QdiscCleanup, TcAttach,
-    TestRun, Uprobe,
+    ClsactOptions, Direction, Interface, Kprobe, Mechanism, Method, NetNamespace, QdiscCleanup,
+    TcAttach, TestRun, Uprobe, XdpMode, XdpOptions,
 };
 use ebpf_manager::elf::symbols;
 use ebpf_manager::{Builder, Hook, Manager, ObjectSource, Probe, ProbeId};
@@ -88,6 +88,23 @@ pub(crate) fn packet_by_filter(namespace: &NetNamespace) -> Probe {
     });
     let hook = Hook::tc_with(interface, Direction::Ingress, filter);
     Probe::new("on_packet").uid("filter").hook(hook)
+}
+
+/// `on_frame` by rtnetlink, which outlives a killed process, too.
+pub(crate) fn frame_by_netlink(namespace: &NetNamespace) -> Probe {
+    let interface = Interface::from("veth0").in_namespace(namespace);
+    let options = XdpOptions {
+        mode: XdpMode::Generic,
+        method: Method::Classic,
+    };
+    Probe::new("on_frame").hook(Hook::xdp_with(interface, options))
+}
+
+/// Whether there is an XDP program on `veth0` of a namespace.
+pub(crate) fn has_xdp(ns: &NetNs) -> bool {
+    let mut rtnl = Rtnl::open_in(std::os::fd::AsFd::as_fd(ns)).unwrap();
+    let xdp = rtnl.link_by_name("veth0").unwrap().xdp;
+    xdp.drv != 0 || xdp.skb != 0
 }
 
 /// Names of the filters on `veth0` of a namespace, and whether there is

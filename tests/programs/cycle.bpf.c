@@ -122,6 +122,12 @@ int on_packet(struct __sk_buff *ctx)
 	return -1; /* TC_ACT_UNSPEC */
 }
 
+SEC("?xdp")
+int on_frame(struct xdp_md *ctx)
+{
+	return 2; /* XDP_PASS */
+}
+
 /* What the program that was jumped to says; 0 without one. */
 SEC("socket")
 int jump(struct __sk_buff *ctx)
