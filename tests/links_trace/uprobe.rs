@@ -1,0 +1,287 @@
+//! Probes of functions in files, one by one, many at a time and in sessions.
+
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use common::{PERF_LINK, UPROBE, UPROBE_MULTI, mount_of};
+use ebpf_manager::bpf::{Uprobe, UprobeMulti, remove_stale_probe_events};
+
+use super::*;
+
+const UPROBE_EVENTS: Feature = UPROBE.mounted("tracefs");
+
+const UPROBE_SESSION: Feature =
+    Feature::new("uprobe.session", 6, 13).config(&["CONFIG_UPROBES", "CONFIG_UPROBE_EVENTS"]);
+
+#[test]
+fn links_trace_uprobe_session() {
+    if !require(&UPROBE_MULTI) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&["on_uprobe_session"]);
+    let program = fixture.program("on_uprobe_session");
+    let probe = UprobeMulti::symbols("/proc/self/exe", [probed_symbol()]);
+    if common::kernel_version() < (6, 13) {
+        let err = Link::uprobe_multi(program, &probe).unwrap_err();
+        assert!(matches!(err, LinkError::Unsupported { .. }), "{err}");
+    } else if require(&UPROBE_SESSION) {
+        conformance(&fixture, Mechanism::UprobeMulti, 2, &call_probed, &|| {
+            Link::uprobe_multi(program, &probe)
+        });
+    }
+}
+
+fn uprobe_by(mechanism: Mechanism) {
+    let fixture = Fixture::load(&[]);
+    let program = fixture.program("on_uprobe");
+    let symbol = probed_symbol();
+    let own = std::process::id();
+    let entry = Uprobe::symbol("/proc/self/exe", &symbol).attach_by(mechanism);
+    conformance(&fixture, mechanism, 1, &call_probed, &|| {
+        Link::uprobe(program, &entry)
+    });
+    conformance(&fixture, mechanism, 1, &call_probed, &|| {
+        Link::uprobe(program, &entry.clone().on_return())
+    });
+    conformance(&fixture, mechanism, 1, &call_probed, &|| {
+        Link::uprobe(program, &entry.clone().pid(own))
+    });
+    // A library by its name.
+    let library = Uprobe::symbol("libc.so.6", "getpid")
+        .pid(own)
+        .attach_by(mechanism);
+    conformance(&fixture, mechanism, 1, &getpid, &|| {
+        Link::uprobe(program, &library)
+    });
+    // Another process's probe does not fire here.
+    let mut child = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    let path = std::fs::read_link("/proc/self/exe").unwrap();
+    let elsewhere = Uprobe::symbol(path, &symbol).pid(child.id());
+    let link = Link::uprobe(program, &elsewhere.attach_by(mechanism));
+    let count = fixture.counted(&call_probed);
+    drop(link.unwrap_or_else(|e| panic!("{mechanism}: {e}")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn links_trace_uprobe_by_link() {
+    if !require(&PERF_LINK) || !require(&UPROBE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    uprobe_by(Mechanism::PerfEventLink);
+    let fixture = Fixture::load(&["on_cookie"]);
+    let program = fixture.program("on_cookie");
+    let probe = Uprobe::symbol("/proc/self/exe", probed_symbol()).cookie(0xc00_c1e5);
+    let link = Link::uprobe(program, &probe).unwrap();
+    assert_eq!(link.mechanism(), Mechanism::PerfEventLink, "the newest");
+    assert_eq!(fixture.counted(&call_probed), 1);
+    assert_eq!(fixture.variable("last_cookie"), 0xc00_c1e5);
+    drop(link);
+    if mount_of("bpf").is_some() {
+        conformance_of_kernel_links(&fixture, 1, &call_probed, &|| Link::uprobe(program, &probe));
+    }
+}
+
+#[test]
+fn links_trace_uprobe_by_ioctl() {
+    if !require(&UPROBE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    uprobe_by(Mechanism::PerfEventIoctl);
+    let fixture = Fixture::load(&[]);
+    let probe = Uprobe::symbol("/proc/self/exe", probed_symbol())
+        .cookie(1)
+        .attach_by(Mechanism::PerfEventIoctl);
+    let err = Link::uprobe(fixture.program("on_uprobe"), &probe).unwrap_err();
+    assert!(matches!(err, LinkError::Unsupported { .. }), "{err}");
+}
+
+#[test]
+fn links_trace_uprobe_by_tracefs() {
+    if !require(&UPROBE_EVENTS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    uprobe_by(Mechanism::ProbeEvent);
+    // The kernel refuses the program where it knows multi links: the event
+    // that was made for it is gone again, which the leak check sees.
+    let fixture = Fixture::load(&[]);
+    let probe = Uprobe::symbol("/proc/self/exe", probed_symbol());
+    let probe = probe.attach_by(Mechanism::ProbeEvent);
+    drop(Link::uprobe(fixture.program("on_uprobe_multi"), &probe));
+}
+
+/// In the file, because it is not zero.
+#[used]
+static SEMAPHORE: AtomicU16 = AtomicU16::new(1);
+
+/// File offset of the semaphore.
+fn semaphore_offset() -> u64 {
+    let address = (&raw const SEMAPHORE) as u64;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let offset = maps.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let base = hex(fields.nth(1)?);
+        (hex(start)..hex(end))
+            .contains(&address)
+            .then(|| address - hex(start) + base)
+    });
+    offset.expect("the semaphore is mapped")
+}
+
+#[test]
+fn links_trace_uprobe_counts_in_its_semaphore() {
+    if !require(&UPROBE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let program = fixture.program("on_uprobe");
+    let probe = Uprobe::symbol("/proc/self/exe", probed_symbol()).ref_counter(semaphore_offset());
+    for mechanism in [Mechanism::PerfEventIoctl, Mechanism::ProbeEvent] {
+        if mechanism == Mechanism::ProbeEvent && mount_of("tracefs").is_none() {
+            continue;
+        }
+        let link = Link::uprobe(program, &probe.clone().attach_by(mechanism)).unwrap();
+        // Some kernels count the registration and the opening.
+        let held = SEMAPHORE.load(Ordering::Relaxed);
+        assert!((2..=3).contains(&held), "{mechanism}: {held}");
+        assert_eq!(fixture.counted(&call_probed), 1);
+        link.detach().unwrap();
+        assert_eq!(SEMAPHORE.load(Ordering::Relaxed), 1, "{mechanism}");
+    }
+}
+
+#[test]
+fn links_trace_uprobe_multi() {
+    if !require(&UPROBE_MULTI) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let program = fixture.program("on_uprobe_multi");
+    uprobe_many(&fixture, program, Mechanism::UprobeMulti, None);
+    let probe = UprobeMulti::symbols("/proc/self/exe", symbols_with("probed_function"));
+    if mount_of("bpf").is_some() {
+        conformance_of_kernel_links(&fixture, 2, &call_both, &|| {
+            Link::uprobe_multi(program, &probe)
+        });
+    }
+}
+
+#[test]
+fn links_trace_many_uprobes_on_old_kernels() {
+    if !require(&UPROBE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let by = Mechanism::PerfEventIoctl;
+    uprobe_many(&fixture, fixture.program("on_uprobe"), by, Some(by));
+}
+
+fn uprobe_many(fixture: &Fixture, program: &Program, is: Mechanism, by: Option<Mechanism>) {
+    let forced = |mut probe: UprobeMulti| {
+        probe.by = by;
+        probe
+    };
+    let names = symbols_with("probed_function");
+    assert_eq!(names.len(), 2, "{names:?}");
+    let exe = "/proc/self/exe";
+    let own = std::process::id();
+    conformance(fixture, is, 2, &call_both, &|| {
+        Link::uprobe_multi(program, &forced(UprobeMulti::symbols(exe, names.clone())))
+    });
+    conformance(fixture, is, 2, &call_both, &|| {
+        let probe = UprobeMulti::pattern(exe, "*probed_function*").pid(own);
+        Link::uprobe_multi(program, &forced(probe.on_return()))
+    });
+}
+
+#[test]
+fn links_trace_uprobe_errors_say_what_to_do() {
+    if !require(&UPROBE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let program = fixture.program("on_uprobe");
+    let attach = |probe: &Uprobe| Link::uprobe(program, probe).map(drop).unwrap_err();
+    let err = attach(&Uprobe::symbol("/proc/self/exe", "no_such_function"));
+    assert!(matches!(err, LinkError::Symbol { .. }), "{err}");
+    assert!(err.to_string().contains("no_such_function"), "{err}");
+    let err = attach(&Uprobe::symbol("/nowhere/at/all", "main"));
+    assert!(err.is(Errno::ENOENT), "{err}");
+    let err = attach(&Uprobe::symbol("libnowhere.so.9", "main"));
+    assert!(err.is(Errno::ENOENT), "{err}");
+    // An object is not a program.
+    let err = attach(&Uprobe::symbol(testdata("probes.bpf.o"), "on_uprobe"));
+    assert!(matches!(err, LinkError::Symbol { .. }), "{err}");
+    let err = attach(&Uprobe::offset("/proc/self/exe", 1 << 40));
+    assert!(matches!(err, LinkError::Attach { .. }), "{err}");
+}
+
+#[test]
+fn links_trace_stale_events_are_removed() {
+    if !require(&UPROBE_EVENTS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let file = mount_of("tracefs").unwrap().join("uprobe_events");
+    let listed = || std::fs::read_to_string(&file).unwrap();
+    let probe = Uprobe::symbol("/proc/self/exe", probed_symbol()).attach_by(Mechanism::ProbeEvent);
+    let link = Link::uprobe(fixture.program("on_uprobe"), &probe).unwrap();
+    // What a test that was killed left, too.
+    remove_stale_probe_events().unwrap();
+    let before = listed();
+    let own = format!(":ebpf_manager_{}_", std::process::id());
+    let line = before.lines().find(|l| l.contains(&own));
+    let (head, place) = line.expect("the event is listed").split_once(' ').unwrap();
+    let group = head.split([':', '/']).nth(1).unwrap();
+    let numbers: Vec<&str> = group.rsplit('_').collect();
+    let [_, namespace, start, pid, ..] = numbers.as_slice() else {
+        panic!("{group}");
+    };
+    assert_eq!(pid, &std::process::id().to_string());
+    let add = |group: &str| {
+        let line = format!("p:{group}/left_behind {place}");
+        let mut events = std::fs::OpenOptions::new().append(true).open(&file);
+        std::io::Write::write_all(events.as_mut().unwrap(), line.as_bytes()).unwrap();
+    };
+    let remove = |group: &str| {
+        let line = format!("-:{group}/left_behind");
+        let mut events = std::fs::OpenOptions::new().append(true).open(&file);
+        std::io::Write::write_all(events.as_mut().unwrap(), line.as_bytes())
+    };
+    // This number at an earlier time; a number nobody has; another namespace;
+    // another program.
+    let recycled = format!("ebpf_manager_{pid}_1_{namespace}_0");
+    let dead = format!("ebpf_manager_99999999_{start}_{namespace}");
+    let elsewhere = format!("ebpf_manager_99999999_{start}_1");
+    let foreign = format!("other_manager_99999999_{start}_{namespace}");
+    for group in [&recycled, &dead, &elsewhere, &foreign] {
+        add(group);
+    }
+    let removed = remove_stale_probe_events();
+    let after = listed();
+    let kept = [remove(&elsewhere), remove(&foreign)];
+    let gone = [remove(&recycled), remove(&dead)];
+    assert_eq!(removed, Ok(2));
+    assert!(after.contains(group), "the living keep theirs: {after}");
+    assert!(kept.iter().all(Result::is_ok), "{after}");
+    assert!(gone.iter().all(Result::is_err), "{after}");
+    assert_eq!(remove_stale_probe_events(), Ok(0));
+    assert_eq!(fixture.counted(&call_probed), 1);
+    link.detach().unwrap();
+    assert!(!listed().contains(group), "{}", listed());
+}
