@@ -35,8 +35,14 @@ pub fn syscall_function(name: &str) -> Result<String, LinkError> {
 /// # Errors
 /// As [`syscall_function`].
 pub fn syscall_function_in(kallsyms: &Path, name: &str) -> Result<String, LinkError> {
-    let machine = Uname::get().map(|u| u.machine().to_owned());
-    let prefixes = syscall_prefixes(machine.as_deref().unwrap_or_default());
+    let no_target = |source| LinkError::NoTarget {
+        kind: "system call",
+        name: name.to_owned(),
+        source,
+        cure: None,
+    };
+    let uname = Uname::get().map_err(no_target)?;
+    let prefixes = syscall_prefixes(uname.machine());
     let mut best = prefixes.len();
     let scan = proc::for_each_symbol(kallsyms, &mut |symbol| {
         let rank = symbol
@@ -51,12 +57,6 @@ pub fn syscall_function_in(kallsyms: &Path, name: &str) -> Result<String, LinkEr
             ControlFlow::Continue(())
         }
     });
-    let no_target = |source| LinkError::NoTarget {
-        kind: "system call",
-        name: name.to_owned(),
-        source,
-        cure: None,
-    };
     scan.map_err(no_target)?;
     match prefixes.get(best) {
         Some(prefix) => Ok([prefix, name].concat()),
