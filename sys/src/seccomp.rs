@@ -66,7 +66,6 @@ pub const CALLS: &[(&str, i64)] = &[
     ("socket", libc::SYS_socket),
     ("statfs", libc::SYS_statfs),
     ("statx", libc::SYS_statx),
-    ("uname", libc::SYS_uname),
     #[cfg(target_arch = "x86_64")]
     ("unlink", libc::SYS_unlink),
     ("unlinkat", libc::SYS_unlinkat),
