@@ -602,6 +602,8 @@ fn ext(slot: usize, record: u32, blocks: &[(u32, Vec<u32>)]) -> Vec<u8> {
 fn debug_records() {
     let mut file = File::new();
     let mut b = BtfBuilder::new();
+    // BTF without a type counts as none.
+    b.add_int("int", 4, true);
     let at = file.put(&EXIT.repeat(6_000));
     let mut strings = Vec::new();
     for nth in 0..6_000 {
@@ -632,6 +634,8 @@ fn debug_records_out_of_order() {
     const N: u32 = 12_000;
     let mut file = File::new();
     let mut b = BtfBuilder::new();
+    // BTF without a type counts as none.
+    b.add_int("int", 4, true);
     let code = file.add("socket", PROGBITS, CODE, &EXIT.repeat(N as usize));
     for nth in 0..N as usize {
         file.function("f", code, nth, 1);
