@@ -74,7 +74,7 @@ pub use hook::Hook;
 pub use live::{ProgramRef, VariableRef};
 pub use manager::{Manager, Times};
 pub use options::Builder;
-pub use outcome::{Outcome, ProbeError};
+pub use outcome::{Attached, Outcome, ProbeError};
 pub use probe::{Probe, ProbeId};
 pub use reads::ProbeRef;
 pub use selector::Selector;

@@ -18,7 +18,7 @@ use ebpf_manager_bpf::{
 
 use crate::bypass::Bypass;
 use crate::cleanup::MapEntry;
-use crate::outcome::{Outcome, ProbeError};
+use crate::outcome::{Attached, Outcome, ProbeError};
 use crate::probe::{Probe, ProbeId, Retry};
 use crate::selector::{Failures, Selector, Verdict};
 use crate::stream::Stream;
@@ -130,7 +130,7 @@ impl Cell {
         match result {
             Ok(link) => {
                 let mut status = self.status.lock();
-                status.outcome = Outcome::Attached(link.mechanism());
+                status.outcome = Outcome::Attached(Attached::of(&link));
                 status.link = Some(link);
                 Ok(())
             }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ebpf_manager_bpf::{Errno, LinkError, Mechanism, ProgramError};
+use ebpf_manager_bpf::{Errno, Link, LinkError, Mechanism, ProgramError, SysError};
 
 /// What became of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub enum Outcome {
     Disabled,
     /// Not attached at the moment.
     Detached,
-    /// Attached, by this kernel interface.
-    Attached(Mechanism),
+    /// Attached, in this way.
+    Attached(Attached),
     /// Attached, or ready to be attached again, and kept from running.
     Paused,
     /// This machine does not have what it needs: a function, a tracepoint, an
@@ -39,6 +39,14 @@ impl Outcome {
         matches!(self, Outcome::Attached(_) | Outcome::Paused)
     }
 
+    /// How it is attached, if it is.
+    pub fn attached(&self) -> Option<&Attached> {
+        match self {
+            Outcome::Attached(attached) => Some(attached),
+            _ => None,
+        }
+    }
+
     /// Why it is not there, if something went wrong.
     pub fn error(&self) -> Option<&ProbeError> {
         match self {
@@ -53,11 +61,47 @@ impl fmt::Display for Outcome {
         match self {
             Outcome::Disabled => f.write_str("disabled"),
             Outcome::Detached => f.write_str("detached"),
-            Outcome::Attached(mechanism) => write!(f, "attached by {mechanism}"),
+            Outcome::Attached(attached) => write!(f, "attached by {attached}"),
             Outcome::Paused => f.write_str("paused"),
             Outcome::Unavailable(err) => write!(f, "unavailable: {err}"),
             Outcome::Failed(err) => write!(f, "failed: {err}"),
         }
+    }
+}
+
+/// How a probe is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attached {
+    /// The kernel interface that was used.
+    pub mechanism: Mechanism,
+    /// What was tried before that, and the kernel's answer to it
+    /// ([`Link::fallbacks`]). Empty if the first way worked.
+    pub fallbacks: Box<[(&'static str, SysError)]>,
+}
+
+impl Attached {
+    pub(crate) fn of(link: &Link) -> Attached {
+        Attached {
+            mechanism: link.mechanism(),
+            fallbacks: link.fallbacks().into(),
+        }
+    }
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.mechanism.as_str())?;
+        let mut before = " (after ";
+        for (how, answer) in &self.fallbacks {
+            write!(f, "{before}{how}: ")?;
+            match answer.errno().name() {
+                Some(name) => f.write_str(name)?,
+                None => answer.errno().fmt(f)?,
+            }
+            before = ", ";
+        }
+        f.write_str(if self.fallbacks.is_empty() { "" } else { ")" })
     }
 }
 
@@ -120,5 +164,29 @@ fn is_want(errno: Errno) -> bool {
 impl From<LinkError> for ProbeError {
     fn from(err: LinkError) -> ProbeError {
         ProbeError::Attach(Arc::new(err))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_says_what_was_tried_before() {
+        let answer = |errno| SysError::new("bpf(BPF_LINK_CREATE)", errno);
+        let mut attached = Attached {
+            mechanism: Mechanism::ProbeEvent,
+            fallbacks: Box::default(),
+        };
+        let text = Outcome::Attached(attached.clone()).to_string();
+        assert_eq!(text, "attached by tracefs event");
+        attached.fallbacks = Box::new([
+            ("perf event", answer(Errno::ENOENT)),
+            ("perf event link", answer(Errno::EINVAL)),
+        ]);
+        assert_eq!(
+            Outcome::Attached(attached).to_string(),
+            "attached by tracefs event (after perf event: ENOENT, perf event link: EINVAL)"
+        );
     }
 }

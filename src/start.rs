@@ -14,7 +14,7 @@ use crate::hook::Sweep;
 use crate::live::{Cell, Live};
 use crate::load::selection_error;
 use crate::manager::{Inner, Manager};
-use crate::outcome::{Outcome, ProbeError};
+use crate::outcome::{Attached, Outcome, ProbeError};
 use crate::probe::ProbeId;
 use crate::state::{Action, State};
 use crate::stream::Readers;
@@ -222,11 +222,12 @@ fn resume(live: &Live, cell: &Cell) -> Result<(), ManagerError> {
     unbypass(live, cell);
     let attached = {
         let mut status = cell.status.lock();
-        let mechanism = status.link.as_ref().map(ebpf_manager_bpf::Link::mechanism);
-        if let Some(mechanism) = mechanism {
-            status.outcome = Outcome::Attached(mechanism);
+        let attached = status.link.as_ref().map(Attached::of);
+        let is_attached = attached.is_some();
+        if let Some(attached) = attached {
+            status.outcome = Outcome::Attached(attached);
         }
-        mechanism.is_some()
+        is_attached
     };
     if attached {
         return Ok(());

@@ -248,7 +248,9 @@ fn life_goes_round_and_leaves_nothing() {
             panic!("one probe")
         };
         assert_eq!(id.to_string(), "attach_enter");
-        assert_eq!(*outcome, Outcome::Attached(Mechanism::RawTracepointOpen));
+        let attached = outcome.attached().unwrap();
+        assert_eq!(attached.mechanism, Mechanism::RawTracepointOpen);
+        assert!(attached.fallbacks.is_empty(), "{outcome}");
         assert_eq!(outcome.to_string(), "attached by raw_tracepoint_open");
         let times = manager.times();
         assert!(times.parse > Duration::ZERO && times.verify > Duration::ZERO);
@@ -371,7 +373,13 @@ fn every_hook_fires_until_stop() {
         manager.probes().iter().zip(probes.iter().zip(expected))
     {
         assert_eq!(id.function, *name);
-        assert_eq!(*outcome, Outcome::Attached(mechanism), "{name}");
+        // Kernels without links on perf events answer so.
+        let after = match mechanism {
+            Mechanism::PerfEventIoctl => " (after perf event link: EINVAL)",
+            _ => "",
+        };
+        let said = format!("attached by {mechanism}{after}");
+        assert_eq!(outcome.to_string(), said, "{name}");
     }
 
     // Executed by the child, forked by this process.

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use common::{PERF_LINK, UPROBE, UPROBE_MULTI, mount_of};
-use ebpf_manager::bpf::{Uprobe, UprobeMulti, remove_stale_probe_events};
+use ebpf_manager::bpf::{SysError, Uprobe, UprobeMulti, remove_stale_probe_events};
+use ebpf_manager::{Hook, Manager, ObjectSource, Probe};
 
 use super::*;
 
@@ -187,6 +188,57 @@ fn links_trace_many_uprobes_on_old_kernels() {
     let fixture = Fixture::load(&[]);
     let by = Mechanism::PerfEventIoctl;
     uprobe_many(&fixture, fixture.program("on_uprobe"), by, Some(by));
+}
+
+/// No kernel attaches to many what was not loaded for that.
+#[test]
+fn links_trace_uprobe_says_what_was_tried_before() {
+    if !require(&UPROBE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let probe = UprobeMulti::symbols("/proc/self/exe", symbols_with("probed_function"));
+    let is_right = |mechanism: Mechanism, fallbacks: &[(&'static str, SysError)]| {
+        let (first, others) = fallbacks.split_first().expect("a multi link was tried");
+        assert_eq!(first.0, "uprobe.multi");
+        assert!(first.1.is(Errno::EINVAL) || first.1.is(Errno::E2BIG));
+        match (mechanism, others) {
+            (Mechanism::PerfEventLink, []) => {}
+            (Mechanism::PerfEventIoctl, [(how, answer)]) => {
+                assert_eq!(*how, "perf event link");
+                assert!(answer.is(Errno::EINVAL), "{answer}");
+            }
+            _ => panic!("{mechanism} after {fallbacks:?}"),
+        }
+    };
+    let fixture = Fixture::load(&[]);
+    let program = fixture.program("on_uprobe");
+    let link = Link::uprobe_multi(program, &probe).unwrap();
+    is_right(link.mechanism(), link.fallbacks());
+    link.detach().unwrap();
+    let by = probe.clone().attach_by(Mechanism::PerfEventIoctl);
+    let link = Link::uprobe_multi(program, &by).unwrap();
+    assert_eq!(link.fallbacks(), []);
+    link.detach().unwrap();
+
+    let manager = Manager::builder()
+        .probe(Probe::new("on_uprobe").hook(Hook::uprobe_multi(probe)))
+        .build()
+        .unwrap();
+    manager
+        .init(&ObjectSource::path(testdata("probes.bpf.o")))
+        .unwrap();
+    let outcome = || manager.probes()[0].1.clone();
+    manager.start().unwrap();
+    let attached = outcome().attached().cloned().unwrap();
+    is_right(attached.mechanism, &attached.fallbacks);
+    let said = outcome().to_string();
+    assert!(said.contains(" (after uprobe.multi: E"), "{said}");
+    manager.pause().unwrap();
+    assert_eq!(outcome().attached(), None);
+    manager.resume().unwrap();
+    assert_eq!(outcome().to_string(), said);
+    manager.stop().unwrap();
 }
 
 fn uprobe_many(fixture: &Fixture, program: &Program, is: Mechanism, by: Option<Mechanism>) {

@@ -139,7 +139,7 @@ impl Link {
                 return Err(LinkError::AlreadyAttached { target, by, source });
             }
             match attach(&cgroup, attach_type, flags, program, None) {
-                Ok(attached) => return Ok(standing(target, attached)),
+                Ok(attached) => return Ok(standing(target, attached).after(tried)),
                 Err(err) => {
                     let next = net::too_old(&err);
                     tried.push((name, err));
@@ -245,11 +245,8 @@ fn attach(
 }
 
 fn standing(target: String, attached: ProgramAttached) -> Link {
-    Link {
-        target,
-        mechanism: Mechanism::CgroupAttach,
-        inner: Inner::Standing(Standing::new(attached)),
-    }
+    let inner = Inner::Standing(Standing::new(attached));
+    Link::new(target, Mechanism::CgroupAttach, inner)
 }
 
 /// Says who is in the way: a cgroup whose program does not share answers

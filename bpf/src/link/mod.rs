@@ -59,6 +59,7 @@ pub use usdt::{Usdt, UsdtSpecs};
 pub struct Link {
     target: String,
     mechanism: Mechanism,
+    fallbacks: Box<[(&'static str, SysError)]>,
     inner: Inner,
 }
 
@@ -287,6 +288,14 @@ impl Link {
         self.mechanism
     }
 
+    /// What was tried before that, in this order, and the kernel's answer to
+    /// it: names as in [`LinkError::Attach`]. Empty if the first way worked,
+    /// and for links that were opened from a pin; of several links held as
+    /// one, what was tried for all of them and for the first.
+    pub fn fallbacks(&self) -> &[(&'static str, SysError)] {
+        &self.fallbacks
+    }
+
     /// The kernel's id of the link; `None` for mechanisms without one, and
     /// for several links held as one. Requires at least Linux 5.8.
     ///
@@ -321,11 +330,25 @@ impl Link {
     }
 
     fn of_fd(fd: OwnedFd, target: String, mechanism: Mechanism) -> Link {
+        Link::new(target, mechanism, Inner::Bpf(fd))
+    }
+
+    fn new(target: String, mechanism: Mechanism, inner: Inner) -> Link {
         Link {
             target,
             mechanism,
-            inner: Inner::Bpf(fd),
+            fallbacks: Box::default(),
+            inner,
         }
+    }
+
+    /// Notes what was tried before this link was.
+    fn after(mut self, mut tried: Vec<(&'static str, SysError)>) -> Link {
+        if !tried.is_empty() {
+            tried.extend(std::mem::take(&mut self.fallbacks));
+            self.fallbacks = tried.into_boxed_slice();
+        }
+        self
     }
 
     /// Takes `other` in: both end together.

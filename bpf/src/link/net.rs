@@ -12,7 +12,7 @@ use ebpf_manager_sys::proc::KernelVersion;
 use ebpf_manager_sys::{Errno, SysError};
 
 use super::interface::{Interface, NetNamespace};
-use super::{Inner, Link, Mechanism};
+use super::{Link, Mechanism};
 use crate::cure::{self, Cure, Need};
 use crate::error::LinkError;
 use crate::program::Program;
@@ -207,11 +207,7 @@ pub(super) fn too_old(err: &SysError) -> bool {
 
 /// A link made of a `bpf_link`.
 pub(super) fn link(target: String, mechanism: Mechanism, link: OwnedFd) -> Link {
-    Link {
-        target,
-        mechanism,
-        inner: Inner::Bpf(link),
-    }
+    Link::of_fd(link, target, mechanism)
 }
 
 /// Refuses a program that was loaded for another hook, which the kernel would

@@ -215,11 +215,10 @@ fn of_namespace(
     }
     let owner = Owner::Namespace(namespace.clone());
     match ProgramAttached::new(owner, attach_type, AttachFlags::empty(), program, None) {
-        Ok(attached) => Ok(Link {
-            target,
-            mechanism: Mechanism::NetnsAttach,
-            inner: Inner::Standing(Standing::new(attached)),
-        }),
+        Ok(attached) => {
+            let inner = Inner::Standing(Standing::new(attached));
+            Ok(Link::new(target, Mechanism::NetnsAttach, inner).after(tried))
+        }
         Err(err) => {
             tried.push(("prog_attach", err));
             let last = Mechanism::NetnsAttach;

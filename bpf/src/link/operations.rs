@@ -171,11 +171,8 @@ impl Link {
             source: source.with_path(path),
             cure: None,
         })?;
-        Ok(Link {
-            target: format!("what {} is pinned for", path.display()),
-            mechanism: Mechanism::of_link(info.link_type),
-            inner: Inner::Bpf(fd),
-        })
+        let target = format!("what {} is pinned for", path.display());
+        Ok(Link::of_fd(fd, target, Mechanism::of_link(info.link_type)))
     }
 
     /// What the kernel tells about the link; `None` for attachments without

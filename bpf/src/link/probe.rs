@@ -66,7 +66,7 @@ pub(super) fn one_by_one(
         }
     }
     match whole {
-        Some(link) => Ok(Link { target, ..link }),
+        Some(link) => Ok(Link { target, ..link }.after(tried)),
         None => Err(failed(&target, tried)),
     }
 }
@@ -164,7 +164,10 @@ pub(super) fn attach(
         ProbeOn::Return => ProbeKind::Return { maxactive },
     };
     match open_by_tracefs(kind, spec, place) {
-        Ok((event, name)) => on_event(program, event, Some(Box::new(name)), way, target),
+        Ok((event, name)) => {
+            let link = on_event(program, event, Some(Box::new(name)), way, target)?;
+            Ok(link.after(tried))
+        }
         Err(err) => {
             tried.push(("tracefs event", err));
             Err(failed(&target, tried))

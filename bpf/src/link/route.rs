@@ -85,11 +85,10 @@ impl Link {
             route.destination, route.prefix_len, route.interface
         );
         match Routed::new(program, route, index) {
-            Ok(routed) => Ok(Link {
-                target,
-                mechanism: Mechanism::LwtRoute,
-                inner: Inner::Standing(Standing::new(routed)),
-            }),
+            Ok(routed) => {
+                let inner = Inner::Standing(Standing::new(routed));
+                Ok(Link::new(target, Mechanism::LwtRoute, inner))
+            }
             Err(err) => {
                 let tried = vec![("route", err)];
                 let last = Mechanism::LwtRoute;

@@ -170,11 +170,10 @@ fn by_option(
         Ok(option)
     };
     match attach() {
-        Ok(option) => Ok(Link {
-            target: what.to_owned(),
-            mechanism: Mechanism::SocketOption,
-            inner: Inner::Standing(Standing::new(option)),
-        }),
+        Ok(option) => {
+            let inner = Inner::Standing(Standing::new(option));
+            Ok(Link::new(what.to_owned(), Mechanism::SocketOption, inner))
+        }
         Err(err) => {
             let tried = vec![("socket option", err)];
             let last = Mechanism::SocketOption;
@@ -205,11 +204,10 @@ fn by_attach(
         ProgramAttached::new(Owner::Fd(owner), attach_type, none, program, None)
     });
     match attached {
-        Ok(attached) => Ok(Link {
-            target,
-            mechanism,
-            inner: Inner::Standing(Standing::new(attached)),
-        }),
+        Ok(attached) => {
+            let inner = Inner::Standing(Standing::new(attached));
+            Ok(Link::new(target, mechanism, inner).after(tried))
+        }
         Err(err) => {
             tried.push(("prog_attach", err));
             Err(taken(target_fd, attach_type, mechanism, target, tried))

@@ -34,11 +34,8 @@ impl Link {
         let target = format!("struct_ops {}", map.name());
         prepare(map).map_err(|err| failed(&target, vec![("struct_ops map", err)]))?;
         if !map.flags().contains(MapFlags::LINK) {
-            return Ok(Link {
-                target,
-                mechanism: Mechanism::StructOpsMap,
-                inner: Inner::Standing(Standing::new(Registered(map.clone()))),
-            });
+            let inner = Inner::Standing(Standing::new(Registered(map.clone())));
+            return Ok(Link::new(target, Mechanism::StructOpsMap, inner));
         }
         let create = LinkCreate {
             object: map.as_fd(),

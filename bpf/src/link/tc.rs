@@ -342,11 +342,10 @@ fn filter(
     let index = interface.index()?;
     let target = format!("tc {} of {interface}", direction.as_str());
     match Filter::new(program, interface, index, direction.parent(), options) {
-        Ok(filter) => Ok(Link {
-            target,
-            mechanism: Mechanism::Clsact,
-            inner: Inner::Standing(Standing::new(filter)),
-        }),
+        Ok(filter) => {
+            let inner = Inner::Standing(Standing::new(filter));
+            Ok(Link::new(target, Mechanism::Clsact, inner).after(tried))
+        }
         Err(err) => {
             let holder = net::is_taken(&err).then(|| {
                 let namespace = interface.namespace().ok()?;

@@ -248,7 +248,7 @@ impl Link {
             });
         }
         match sys::raw_tracepoint_open(None, program.as_fd(), 0) {
-            Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen)),
+            Ok(fd) => Ok(Link::of_fd(fd, target, Mechanism::RawTracepointOpen).after(tried)),
             Err(err) => {
                 if let Some(by) = occupant(program, &err) {
                     return Err(LinkError::AlreadyAttached {
@@ -401,14 +401,14 @@ pub(super) fn on_event(
     way: Way,
     target: String,
 ) -> Result<Link, LinkError> {
-    let made = |link, event, by_perf| Link {
-        target: String::new(),
-        mechanism: if name.is_some() {
+    let made = |link, event, by_perf| {
+        let mechanism = if name.is_some() {
             Mechanism::ProbeEvent
         } else {
             by_perf
-        },
-        inner: Inner::Perf { link, event, name },
+        };
+        let inner = Inner::Perf { link, event, name };
+        Link::new(String::new(), mechanism, inner)
     };
     let mut tried = Vec::new();
     if way.by != Some(Mechanism::PerfEventIoctl) {
@@ -449,7 +449,7 @@ pub(super) fn on_event(
     match event.set_bpf(program.as_fd()) {
         Ok(()) => {
             let made = made(None, event, Mechanism::PerfEventIoctl);
-            Ok(Link { target, ..made })
+            Ok(Link { target, ..made }.after(tried))
         }
         Err(err) => {
             tried.push(("perf event ioctl", err));

@@ -238,11 +238,10 @@ fn by_netlink(
     mut tried: Vec<(&'static str, SysError)>,
 ) -> Result<Link, LinkError> {
     match XdpAttached::new(program, interface, index, mode.flags(), expected) {
-        Ok(attached) => Ok(Link {
-            target,
-            mechanism: Mechanism::XdpNetlink,
-            inner: Inner::Standing(Standing::new(attached)),
-        }),
+        Ok(attached) => {
+            let inner = Inner::Standing(Standing::new(attached));
+            Ok(Link::new(target, Mechanism::XdpNetlink, inner).after(tried))
+        }
         Err(err) => {
             tried.push(("rtnetlink", err));
             let last = Mechanism::XdpNetlink;
