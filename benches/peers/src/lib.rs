@@ -7,6 +7,7 @@
 //! such a process.
 
 pub mod child;
+pub mod hooks;
 pub mod measure;
 pub mod recording;
 

@@ -4,6 +4,7 @@
 //! peers            everything
 //! peers load A D   loading, of these objects only
 //! peers types      getting ready to look up kernel types
+//! peers hooks 500  attaching to so many places (100) and detaching
 //! ```
 
 use std::fs;
@@ -21,8 +22,8 @@ fn main() -> ExitCode {
     let what = arguments.first().map(String::as_str);
     let wanted = |name: &str| what.is_none_or(|what| what == name);
     println!("{}", machine());
-    let works: [(&str, &dyn Fn(&[String]) -> Result<()>); 2] =
-        [("load", &load), ("types", &|_| types())];
+    let works: [(&str, &dyn Fn(&[String]) -> Result<()>); 3] =
+        [("load", &load), ("types", &|_| types()), ("hooks", &hooks)];
     for (name, work) in works {
         if wanted(name)
             && let Err(err) = work(arguments.get(1..).unwrap_or_default())
@@ -122,6 +123,53 @@ fn types() -> Result<()> {
             "| {} | {ms:.2} | {times:.2} | {} |",
             process.name, memory[at]
         );
+    }
+    Ok(())
+}
+
+/// The kernel takes about 100 ms to close a perf event of a probe: so many in
+/// all of one process's runs.
+const CLOSED_EVENTS: usize = 500;
+
+fn hooks(counts: &[String]) -> Result<()> {
+    let few = ["100".to_owned()];
+    for count in if counts.is_empty() { &few } else { counts } {
+        let rounds = (CLOSED_EVENTS / count.parse::<usize>()?.max(1)).clamp(1, FEW_ROUNDS);
+        attach(count, rounds)?;
+    }
+    Ok(())
+}
+
+fn attach(count: &str, rounds: usize) -> Result<()> {
+    let processes = [
+        Process::new("this project", "hooks_ours", &[count]),
+        Process::new("libbpf-rs 0.27.2", "hooks_libbpf", &[count]),
+        Process::new("aya 0.14.0", "hooks_aya", &[count]),
+        Process::new(
+            "this project, one uprobe.multi link",
+            "hooks_ours",
+            &[count, "multi"],
+        ),
+    ];
+    let mut attach = vec![Vec::new(); processes.len()];
+    let mut detach = vec![Vec::new(); processes.len()];
+    for round in 0..rounds {
+        for at in 0..processes.len() {
+            let at = (at + round) % processes.len();
+            let report = processes[at].report()?;
+            let [_, attached, detached] = report.try_into().map_err(|_| "no report")?;
+            attach[at].push(attached as f64);
+            detach[at].push(detached as f64);
+        }
+    }
+    println!("\n{count} uprobes in one binary, median of {rounds}\n");
+    println!("| | attach ms | ratio | detach ms | ratio |\n| --- | --: | --: | --: | --: |");
+    for (at, process) in processes.iter().enumerate() {
+        let columns = [&attach, &detach].map(|times| {
+            let (ms, times) = (median(&times[at]) / 1e3, ratio(&times[at], &times[0]));
+            format!("{ms:.1} | {times:.3}")
+        });
+        println!("| {} | {} |", process.name, columns.join(" | "));
     }
     Ok(())
 }
