@@ -15,8 +15,12 @@ const PREFIX: &str = "ebpf_manager_";
 /// Bytes of a label that go into a name, at most.
 const MAX_LABEL: usize = 30;
 
-/// How long a removal is tried for while the kernel still closes the event.
+/// How often a removal is tried while the kernel still closes the event: on a
+/// busy machine that takes it a second or more.
 const REMOVE_ATTEMPTS: u32 = 20;
+
+/// Pauses between them: the first, which doubles, and the longest.
+const REMOVE_PAUSE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(250)];
 
 /// An event that exists until this is dropped.
 #[derive(Debug)]
@@ -73,6 +77,7 @@ impl ProbeEvent {
 
 impl Drop for ProbeEvent {
     fn drop(&mut self) {
+        let [mut pause, longest] = REMOVE_PAUSE;
         for _ in 0..REMOVE_ATTEMPTS {
             match self
                 .tracefs
@@ -82,8 +87,9 @@ impl Drop for ProbeEvent {
                 Err(err) if err.is(Errno::ENOENT) => return,
                 // Its perf event is on its way out, or this process has run
                 // out of something. Nobody else removes it while it lives.
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => std::thread::sleep(pause),
             }
+            pause = (pause * 2).min(longest);
         }
     }
 }
