@@ -6,7 +6,8 @@ use std::ops::Range;
 use object::read::elf::Rel;
 use object::{NativeEndian, elf};
 
-use super::{E, Parser, PlacedMap, lookup};
+use super::file::E;
+use super::parser::{Parser, PlacedMap, lookup};
 use crate::btf::{Btf, Kind, TypeId, essential_name};
 use crate::error::ObjectError;
 use crate::sort::sort;

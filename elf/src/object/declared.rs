@@ -1,0 +1,224 @@
+//! What an object declares: maps, by BTF or by words of the days before it,
+//! the types of its data, and what its undefined symbols are.
+
+use ebpf_manager_sys::abi::bpf::MapType;
+use object::read::SectionIndex;
+
+use super::file::bad;
+use super::parser::{Parser, PlacedMap};
+use super::sections::ARENA_DATA;
+use crate::btf::{Btf, Kind, KindSet, NameQuery, TypeId};
+use crate::cursor::slice_at;
+use crate::error::{Fault, ObjectError, bad_map, malformed_in};
+use crate::externs::{self, Declarations};
+use crate::maps;
+use crate::sort::sort;
+use crate::spec::{Contents, MapSpec};
+
+impl Parser<'_> {
+    /// Checks the object's BTF and reads from it the types of data sections,
+    /// the definitions of maps, and where undefined symbols are declared.
+    pub(super) fn read_btf(&mut self) -> Result<Declarations, Fault> {
+        let mut declarations = Declarations::default();
+        let Some(btf_bytes) = self.object.btf.clone() else {
+            let ops = self.struct_ops.first().map(|s| s.name);
+            return match ops.or(self.btf_maps.map(|_| ".maps")) {
+                Some(section) => Err(malformed_in(
+                    section,
+                    format_args!("the section needs BTF, which the object lacks; compile with -g"),
+                )),
+                None => Ok(declarations),
+            };
+        };
+        let btf = Btf::parse(btf_bytes.as_slice()).map_err(|source| ObjectError::Btf {
+            section: ".BTF",
+            source,
+        })?;
+        // Only data sections have maps so far.
+        let data = &self.object.maps;
+        let mut query = NameQuery::new();
+        let ops: Vec<&str> = self.struct_ops.iter().map(|s| s.name).collect();
+        let sections = data.iter().map(|map| map.name.as_str());
+        let known = [".maps", externs::KCONFIG, externs::KSYMS];
+        for name in sections.chain(known).chain(ops.iter().copied()) {
+            query.add(name.as_bytes(), KindSet::of(&[Kind::DATASEC]));
+        }
+        query.finish();
+        let mut hits = Vec::new();
+        btf.find_all(&query, &mut hits);
+        sort(&mut hits, |a, b| a < b);
+        let section = |name: &str| {
+            let position = query.position(name.as_bytes())?;
+            let hit = hits.get(hits.partition_point(|hit| hit.name < position))?;
+            (hit.name == position).then_some(hit.id)
+        };
+        declarations.kconfig = section(externs::KCONFIG);
+        declarations.ksyms = section(externs::KSYMS);
+        let maps = section(".maps");
+        let types: Vec<_> = data.iter().map(|map| section(&map.name)).collect();
+        let ops: Vec<_> = ops.into_iter().map(section).collect();
+        for (map, id) in self.object.maps.iter_mut().zip(types) {
+            map.value_type_id = id.unwrap_or_default();
+        }
+        if let Some(id) = maps {
+            self.place_maps(&btf, id)?;
+        }
+        for (at, id) in ops.into_iter().enumerate() {
+            if let Some(id) = id {
+                self.place_operations(&btf, at, id)?;
+            }
+        }
+        self.object.btf_index = Some(btf.into_index());
+        Ok(declarations)
+    }
+
+    /// Says what every undefined symbol is, and adds the map for the values
+    /// of the kernel's configuration.
+    pub(super) fn classify_externs(&mut self, declarations: Declarations) -> Result<(), Fault> {
+        let bytes = self.object.btf.clone();
+        let index = self.object.btf_index.take();
+        if let (Some(bytes), Some(index)) = (&bytes, &index)
+            && let Ok(btf) = Btf::with_index(bytes.as_slice(), None, index)
+            && let Some(map) = externs::classify(&btf, declarations, &mut self.object.externs)?
+        {
+            self.object.config_map = Some(self.object.maps.len());
+            self.object.maps.push(map);
+        }
+        self.object.btf_index = index;
+        Ok(())
+    }
+
+    /// Reads the definitions of `.maps` and finds the symbol of each; a symbol
+    /// is one map's.
+    fn place_maps(&mut self, btf: &Btf<'_>, section: TypeId) -> Result<(), Fault> {
+        let symbols = self.map_symbols.iter();
+        let mut symbols: Vec<_> = symbols
+            .filter(|s| Some(s.section) == self.btf_maps)
+            .map(|s| (s.name, Some((s.section, s.offset))))
+            .collect();
+        sort(&mut symbols, |a, b| a < b);
+        maps::btf_maps(btf, section, &mut |definition| {
+            let spec = definition.spec;
+            // The inner map's name derives from it.
+            self.charge(2 * spec.name.len())?;
+            let map = self.object.maps.len() as u32;
+            if spec.external {
+                // No symbol bounds their number.
+                self.charge(size_of::<MapSpec>() / 2)?;
+                self.extern_maps.push((spec.name.clone(), map));
+                self.object.maps.push(spec);
+                return Ok(());
+            }
+            // clang leaves the variable's offset in BTF at 0; the symbol has it.
+            let at = symbols.partition_point(|(name, _)| *name < spec.name.as_str());
+            let place = symbols.get_mut(at).filter(|(name, _)| *name == spec.name);
+            let Some((section, offset)) = place.and_then(|(_, place)| place.take()) else {
+                return Err(bad_map(
+                    &spec.name,
+                    format_args!("defined in BTF, but it has no symbol in section .maps"),
+                ));
+            };
+            self.placed_maps.push(PlacedMap {
+                section,
+                offset,
+                map,
+                values: definition.values,
+            });
+            self.object.maps.push(spec);
+            Ok(())
+        })?;
+        sort(&mut self.extern_maps, |a, b| a < b);
+        Ok(())
+    }
+
+    /// Maps defined by words, one for each symbol of `maps` and `maps/…`.
+    pub(super) fn read_legacy_maps(&mut self) -> Result<(), Fault> {
+        let mut symbols = std::mem::take(&mut self.map_symbols);
+        symbols.retain(|s| self.legacy_maps.binary_search(&s.section).is_ok());
+        sort(&mut symbols, |a, b| {
+            (a.section, a.offset, a.name) < (b.section, b.offset, b.name)
+        });
+        symbols.dedup_by_key(|s| (s.section, s.offset));
+        let mut definitions = Vec::with_capacity(symbols.len());
+        for &section in &self.legacy_maps {
+            let header = self.sections.section(SectionIndex(section)).map_err(bad)?;
+            let section_name = self.section_name(header)?;
+            let bytes = self
+                .data
+                .get(self.range(section_name, header)?)
+                .unwrap_or_default();
+            let first = symbols.partition_point(|s| s.section < section);
+            let own = symbols.get(first..).unwrap_or_default();
+            let mut own = own.iter().take_while(|s| s.section == section).peekable();
+            if own.peek().is_none() {
+                return Err(malformed_in(
+                    section_name,
+                    format_args!("no symbol names the maps in it"),
+                ));
+            }
+            while let Some(symbol) = own.next() {
+                // A definition ends with its symbol, or where the next begins.
+                let end = own.peek().map_or(bytes.len() as u64, |next| next.offset);
+                let room = end.saturating_sub(symbol.offset);
+                let size = if symbol.size == 0 { room } else { symbol.size };
+                let definition = usize::try_from(symbol.offset)
+                    .ok()
+                    .zip(usize::try_from(size).ok())
+                    .filter(|_| size <= room)
+                    .and_then(|(at, size)| slice_at(bytes, at, size));
+                let Some(definition) = definition else {
+                    return Err(malformed_in(
+                        section_name,
+                        format_args!("map {} does not fit its section", symbol.name),
+                    ));
+                };
+                definitions.push(maps::legacy_map(symbol.name, definition)?);
+                self.placed_maps.push(PlacedMap {
+                    section,
+                    offset: symbol.offset,
+                    map: (self.object.maps.len() + definitions.len() - 1) as u32,
+                    values: None,
+                });
+            }
+        }
+        self.object
+            .maps
+            .append(&mut maps::join_legacy(definitions)?);
+        Ok(())
+    }
+
+    /// Variables of the address space of arenas are in the object's only arena.
+    pub(super) fn join_arena(&mut self) -> Result<(), Fault> {
+        let Some(contents) = self.arena_data.take() else {
+            return Ok(());
+        };
+        let arenas = self.object.maps.iter_mut().zip(0..);
+        let mut arenas = arenas.filter(|(map, _)| map.map_type == MapType::ARENA);
+        let (Some((arena, index)), None) = (arenas.next(), arenas.next()) else {
+            return Err(malformed_in(
+                ARENA_DATA,
+                format_args!("its variables need exactly one map of type BPF_MAP_TYPE_ARENA"),
+            ));
+        };
+        arena.contents = Contents::Object(contents);
+        for section in &mut self.object.data_sections {
+            if section.map == u32::MAX {
+                section.map = index;
+            }
+        }
+        for variable in &mut self.object.variables {
+            if variable.map == u32::MAX {
+                variable.map = index;
+            }
+        }
+        Ok(())
+    }
+
+    /// The declared map that starts at an offset of a section.
+    pub(super) fn map_at(&self, section: usize, offset: u64) -> Option<u32> {
+        let found = self
+            .placed_maps
+            .binary_search_by_key(&(section, offset), |m| (m.section, m.offset));
+        Some(self.placed_maps.get(found.ok()?)?.map)
+    }
+}
