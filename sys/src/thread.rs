@@ -230,7 +230,9 @@ mod tests {
 
     #[test]
     fn a_panic_goes_to_the_joiner() {
-        let thread = Thread::spawn(c"sys-panics", 0, Box::new(|| panic!("on purpose"))).unwrap();
+        // Without the message that a panic would print.
+        let work = || panic::resume_unwind(Box::new("on purpose"));
+        let thread = Thread::spawn(c"sys-panics", 0, Box::new(work)).unwrap();
         let panic = thread.join().unwrap_err();
         assert_eq!(panic.downcast_ref(), Some(&"on purpose"));
     }
@@ -270,7 +272,7 @@ mod tests {
         assert_eq!(result.unwrap_err().downcast_ref(), Some(&"body"));
         assert_eq!(done.load(Ordering::Relaxed), 1);
 
-        let fails = || panic!("helper");
+        let fails = || panic::resume_unwind(Box::new("helper"));
         let result = panic::catch_unwind(AssertUnwindSafe(|| {
             with_helpers(c"sys-helper", 0, &fails, &mut |helpers| {
                 helpers.start().unwrap();
