@@ -59,6 +59,16 @@ impl<'a> CoreRelocator<'a> {
         poisons: &mut Vec<Poison>,
     ) -> Result<(), ProgramError> {
         poisons.clear();
+        if !cfg!(feature = "co-re") {
+            if self.by_kernel || linked.core_relos.is_empty() {
+                return Ok(());
+            }
+            return Err(ProgramError::LeftOut {
+                program: spec.name.clone(),
+                what: "CO-RE relocations, which this kernel does not resolve",
+                feature: "co-re",
+            });
+        }
         let Some(resolver) = &mut self.resolver else {
             return Ok(());
         };

@@ -144,6 +144,16 @@ pub enum ProgramError {
         /// Its name; empty if none was given.
         name: String,
     },
+    /// The program needs something that this build of the library leaves out.
+    #[error("program {program}: {what}: left out of this build; the feature `{feature}` brings it")]
+    LeftOut {
+        /// C function name.
+        program: String,
+        /// What it needs.
+        what: &'static str,
+        /// The feature to enable.
+        feature: &'static str,
+    },
     /// The program needs the kernel's types and they cannot be had.
     #[error("program {program}: {source}")]
     KernelBtf {
@@ -191,6 +201,9 @@ pub enum MissingSymbol {
     /// It is neither a symbol of the kernel nor a constant.
     #[error("which nothing defines")]
     Undefined,
+    /// Declared as the kernel's, which this build does not look for.
+    #[error("a symbol of the kernel, which only the feature `kernel-symbols` looks up")]
+    LeftOut,
     /// `/proc/kallsyms` does not list it.
     #[error("which is not among this kernel's symbols")]
     NoAddress,

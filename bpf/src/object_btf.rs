@@ -96,8 +96,13 @@ pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), Load
         });
     }
     let full = bytes.clone();
-    for (feature, _) in NOVELTIES {
-        features -= feature;
+    let novelties = if cfg!(feature = "old-kernels") {
+        &NOVELTIES[..]
+    } else {
+        &[]
+    };
+    for (feature, _) in novelties {
+        features -= *feature;
         let Some(next) = encode(features)? else { break };
         if next == bytes {
             continue;
@@ -126,7 +131,7 @@ fn try_load(bytes: &[u8]) -> Result<OwnedFd, SysError> {
 /// What leaving out the missing features took from this object.
 fn losses(object: &Object, features: BtfFeatures) -> Result<Vec<Loss>, LoadError> {
     let mut lost = Vec::new();
-    if features == BtfFeatures::all() {
+    if features == BtfFeatures::all() || !cfg!(feature = "old-kernels") {
         return Ok(lost);
     }
     let encode = |features| {

@@ -274,7 +274,8 @@ impl Program {
         let mut lost = Vec::new();
         let mut result = memlock::retry(|| sys::prog_load(&load, None));
         let older;
-        if result.is_err()
+        if cfg!(feature = "old-kernels")
+            && result.is_err()
             && let Some(insns) = old_helpers::replaced(&linked.insns)
         {
             older = insns;

@@ -46,7 +46,7 @@ pub(crate) fn resolve(object: &Object) -> Result<Vec<Operations>, LoadError> {
             Some((index, spec, name))
         })
         .collect();
-    if wanted.is_empty() {
+    if wanted.is_empty() || !cfg!(feature = "struct-ops") {
         return Ok(Vec::new());
     }
     let mut query = NameQuery::new();

@@ -62,7 +62,13 @@ pub(crate) fn run(count: usize, limit: usize, steps: &mut Steps<'_>) -> Vec<Verd
     while verdicts.len() < count {
         let next = verdicts.len();
         let left = count - next;
-        if left > 1 && limit != 1 && next > 0 && busy * left as u32 / next as u32 > WORTH_A_THREAD {
+        if !cfg!(feature = "threads") {
+            // One after the other.
+        } else if left > 1
+            && limit != 1
+            && next > 0
+            && busy * left as u32 / next as u32 > WORTH_A_THREAD
+        {
             let limit = match limit {
                 0 => proc::usable_cpus(),
                 limit => limit,

@@ -57,6 +57,14 @@ pub enum ObjectError {
         /// The section it was found in, if known.
         section: Option<String>,
     },
+    /// The object has something that this build of the library leaves out.
+    #[error("{what}: left out of this build; the feature `{feature}` brings it")]
+    LeftOut {
+        /// What it has.
+        what: String,
+        /// The feature to enable.
+        feature: &'static str,
+    },
     /// Nothing to load.
     #[error("the object has no program and no map")]
     NothingInside,
@@ -166,6 +174,15 @@ pub(crate) fn malformed_in(section: &str, what: fmt::Arguments<'_>) -> Fault {
     Box::new(ObjectError::Malformed {
         what: what.to_string(),
         section: Some(section.to_owned()),
+    })
+}
+
+#[cold]
+#[inline(never)]
+pub(crate) fn left_out(section: &str, feature: &'static str) -> Fault {
+    Box::new(ObjectError::LeftOut {
+        what: format!("section {section}"),
+        feature,
     })
 }
 

@@ -43,7 +43,8 @@ impl ObjectFacts for Facts<'_> {
 
 impl Object {
     /// The object's BTF, completed for `BPF_BTF_LOAD` and rewritten to what a
-    /// kernel with `features` understands; `None` if the object has no BTF.
+    /// kernel with `features` understands (by the feature `old-kernels`);
+    /// `None` if the object has no BTF.
     ///
     /// # Errors
     /// [`ObjectError::Btf`] if a data section in BTF has no counterpart in the
@@ -72,7 +73,9 @@ impl Object {
                 }
             }
         }
-        builder.sanitize(features);
+        if cfg!(feature = "old-kernels") {
+            builder.sanitize(features);
+        }
         builder.to_bytes().map(Some).map_err(fault)
     }
 

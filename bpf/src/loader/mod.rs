@@ -74,13 +74,15 @@ pub(crate) fn load(
             .filter(|entry| entry.failure.is_none())
             .map(|entry| entry.spec.as_ref()),
     );
-    let by_kernel = options.core == CoreBy::Kernel
+    let by_kernel = (options.core == CoreBy::Kernel || !cfg!(feature = "co-re"))
         && options.kernel_btf.is_none()
         && linker.kernel_can_relocate()
         && KernelVersion::current().is_ok_and(|version| version.code() >= CORE_IN_KERNEL);
     let mut query = NameQuery::new();
     let local = linker.btf().filter(|_| !relos.is_empty() && !by_kernel);
-    if let Some(local) = local {
+    if let Some(local) = local
+        && cfg!(feature = "co-re")
+    {
         add_roots(&mut query, local, relos.iter().copied());
     }
     attach_btf::add_names(&mut query, targets.iter().flatten());
@@ -130,6 +132,7 @@ pub(crate) fn load(
             Err(err) => entry.fail(err)?,
         }
     }
+    let local = local.filter(|_| cfg!(feature = "co-re"));
     let mut resolver = local.map(|local| {
         let mut resolver = Resolver::new(local, &query);
         if let Some(target) = &target {
@@ -138,7 +141,8 @@ pub(crate) fn load(
         resolver
     });
     // Modules are those of the running kernel.
-    let wants_modules = options.kernel_btf.is_none()
+    let wants_modules = cfg!(feature = "co-re")
+        && options.kernel_btf.is_none()
         && resolver
             .as_ref()
             .is_some_and(|resolver| resolver.needs_modules(relos.iter().copied()));

@@ -57,6 +57,9 @@ pub(crate) fn classify(
         }
     }
 
+    if !cfg!(feature = "kernel-symbols") {
+        return Ok(None);
+    }
     for (symbol, index) in declared(btf, sections.ksyms, &known) {
         let (Some(index), Some(target)) = (index, symbol.target()) else {
             continue;

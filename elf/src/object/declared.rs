@@ -133,6 +133,9 @@ impl Parser<'_> {
 
     /// Maps defined by words, one for each symbol of `maps` and `maps/…`.
     pub(super) fn read_legacy_maps(&mut self) -> Result<(), Fault> {
+        if !cfg!(feature = "legacy-maps") || self.legacy_maps.is_empty() {
+            return Ok(());
+        }
         let mut symbols = std::mem::take(&mut self.map_symbols);
         symbols.retain(|s| self.legacy_maps.binary_search(&s.section).is_ok());
         sort(&mut symbols, |a, b| {

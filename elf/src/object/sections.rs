@@ -10,7 +10,7 @@ use super::file::{E, bad, has_types};
 use super::parser::Parser;
 use super::struct_ops::OpsSection;
 use super::{Code, DataSection, INSN_SIZE, SECTION};
-use crate::error::{Fault, malformed, malformed_in};
+use crate::error::{Fault, left_out, malformed, malformed_in};
 use crate::image::Bytes;
 use crate::spec::{Contents, MapSpec};
 
@@ -137,6 +137,9 @@ impl<'d> Parser<'d> {
                 }
                 Role::LegacyMaps => {
                     if !self.range(name, header)?.is_empty() {
+                        if !cfg!(feature = "legacy-maps") {
+                            return Err(left_out(name, "legacy-maps"));
+                        }
                         self.legacy_maps.push(index);
                     }
                 }
@@ -154,6 +157,9 @@ impl<'d> Parser<'d> {
                 Role::StructOps => {
                     let range = self.range(name, header)?;
                     if !range.is_empty() {
+                        if !cfg!(feature = "struct-ops") {
+                            return Err(left_out(name, "struct-ops"));
+                        }
                         self.struct_ops.push(OpsSection { index, name, range });
                     }
                 }

@@ -29,6 +29,7 @@ impl Parser<'_> {
             let target = header.sh_info(E) as usize;
             let is_maps = self.btf_maps == Some(target);
             let ops = self.struct_ops.iter().position(|s| s.index == target);
+            let ops = ops.filter(|_| cfg!(feature = "struct-ops"));
             if header.sh_type(E) != elf::SHT_REL || !is_maps && ops.is_none() {
                 continue;
             }

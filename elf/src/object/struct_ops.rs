@@ -48,6 +48,9 @@ impl Parser<'_> {
         at: usize,
         id: TypeId,
     ) -> Result<(), ObjectError> {
+        if !cfg!(feature = "struct-ops") {
+            return Ok(());
+        }
         let section = &self.struct_ops[at];
         let (index, section_name, range) = (section.index, section.name, section.range.clone());
         let (link, optional) = OpsSection::kind(section_name).unwrap_or_default();
