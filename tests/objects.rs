@@ -5,6 +5,8 @@
 #[path = "objects/arena.rs"]
 mod arena;
 mod common;
+#[path = "objects/damaged.rs"]
+mod damaged;
 #[path = "objects/linked.rs"]
 mod linked;
 #[path = "objects/struct_ops.rs"]

@@ -188,6 +188,12 @@ pub(crate) fn left_out(section: &str, feature: &'static str) -> Fault {
 
 #[cold]
 #[inline(never)]
+pub(crate) fn bad_btf(section: &'static str, source: BtfError) -> Fault {
+    Box::new(ObjectError::Btf { section, source })
+}
+
+#[cold]
+#[inline(never)]
 pub(crate) fn bad_map(map: &str, what: fmt::Arguments<'_>) -> Fault {
     Box::new(ObjectError::Map {
         map: map.to_owned(),

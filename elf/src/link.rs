@@ -12,7 +12,7 @@ use ebpf_manager_sys::abi::insn::{Insn, pseudo};
 use ebpf_manager_sys::abi::pod::slice_bytes_mut;
 
 use crate::btf::Btf;
-use crate::btf::ext::{Block, BtfExt, CoreRelo, Table};
+use crate::btf::ext::{Block, CoreRelo, Table};
 use crate::error::{Fault, ObjectError, malformed};
 use crate::object::{INSN_SIZE, Object, Target};
 use crate::sort::sort;
@@ -135,7 +135,8 @@ impl Object {
     /// Prepares linking.
     ///
     /// # Errors
-    /// [`ObjectError::Btf`] if the object's BTF.ext is damaged.
+    /// [`ObjectError::Btf`] if the object's `.BTF.ext` is damaged and
+    /// [needed](Object::btf_damage).
     pub fn linker(&self) -> Result<Linker<'_>, ObjectError> {
         let btf = self.btf();
         let mut blocks = vec![Blocks::default(); self.codes.len()];
@@ -144,11 +145,11 @@ impl Object {
             .map(|(index, code)| (code.name.as_str(), index))
             .collect();
         sort(&mut names, |a, b| a < b);
-        if let (Some(bytes), Some(btf)) = (&self.btf_ext, &btf) {
-            let ext = BtfExt::parse(bytes.as_slice(), btf).map_err(|source| ObjectError::Btf {
-                section: ".BTF.ext",
-                source,
-            })?;
+        if let Some(btf) = &btf {
+            let ext = match self.read_btf_ext(btf) {
+                Err(fault) if self.needs_btf() => return Err(fault.into()),
+                ext => ext.unwrap_or_default(),
+            };
             assign(&names, &mut blocks, ext.func_info(), |b| &mut b.funcs);
             assign(&names, &mut blocks, ext.line_info(), |b| &mut b.lines);
             assign(&names, &mut blocks, ext.core_relos(), |b| &mut b.core);

@@ -17,8 +17,9 @@ mod symbols;
 
 use std::ops::Range;
 
+use crate::btf::ext::{self, BtfExt};
 use crate::btf::{Btf, BtfIndex};
-use crate::error::ObjectError;
+use crate::error::{Fault, ObjectError, bad_btf};
 use crate::externs::Constant;
 use crate::image::Bytes;
 use crate::section::SectionKind;
@@ -64,6 +65,10 @@ pub struct Object {
     /// Present if `btf` is: where its types are, so that it is validated once.
     btf_index: Option<BtfIndex>,
     pub(crate) btf_ext: Option<Bytes>,
+    /// What is wrong with BTF that nothing needs.
+    btf_damage: Option<Fault>,
+    /// Whether maps or structures are defined by BTF.
+    defined_by_btf: bool,
 }
 
 /// A section of instructions.
@@ -267,6 +272,38 @@ impl Object {
             self.btf_index.as_ref()?,
         )
         .ok()
+    }
+
+    /// What is wrong with the object's BTF or `.BTF.ext`, if either is damaged
+    /// and nothing in the object needs it. It is left out then: programs are
+    /// loaded without types, names of their functions and source lines.
+    ///
+    /// Needed it is by maps of section `.maps`, kernel structures, symbols
+    /// that the object does not define, and CO-RE relocations. An object that
+    /// has any of them is refused, by [`Object::parse`] for its BTF, by
+    /// [`Object::linker`] for `.BTF.ext`.
+    pub fn btf_damage(&self) -> Option<ObjectError> {
+        match &self.btf_damage {
+            Some(fault) => Some(ObjectError::clone(fault)),
+            None => self.read_btf_ext(&self.btf()?).err().map(ObjectError::from),
+        }
+    }
+
+    /// The records of `.BTF.ext`, with their strings in the object's BTF.
+    pub(crate) fn read_btf_ext<'o>(&'o self, btf: &Btf<'o>) -> Result<BtfExt<'o>, Fault> {
+        let Some(bytes) = &self.btf_ext else {
+            return Ok(BtfExt::default());
+        };
+        let fault = |source| bad_btf(".BTF.ext", source);
+        BtfExt::parse(bytes.as_slice(), btf).map_err(fault)
+    }
+
+    /// Whether BTF that is damaged makes the object useless.
+    pub(crate) fn needs_btf(&self) -> bool {
+        let ext = self.btf_ext.as_ref();
+        self.defined_by_btf
+            || !self.externs.is_empty()
+            || ext.is_some_and(|bytes| ext::has_core_relos(bytes.as_slice()))
     }
 
     /// Bytes of the object file.

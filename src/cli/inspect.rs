@@ -5,7 +5,9 @@ use std::path::Path;
 
 use ebpf_manager::bpf::open_object;
 use ebpf_manager::elf::core_relo::{ReloKind, describe};
-use ebpf_manager::elf::{ExternKind, LinkedProgram, MapSpec, Object, Pinning, ProgramSpec, Slot};
+use ebpf_manager::elf::{
+    ExternKind, LinkedProgram, MapSpec, Object, ObjectError, Pinning, ProgramSpec, Slot,
+};
 
 use super::format::json_string;
 
@@ -29,6 +31,7 @@ pub(crate) fn run(path: &Path, json: bool) -> Result<(), String> {
 /// What is printed, gathered from the object.
 struct Facts<'o> {
     object: &'o Object,
+    damage: Option<ObjectError>,
     programs: Vec<Program<'o>>,
 }
 
@@ -46,7 +49,7 @@ struct Core {
 }
 
 impl<'o> Facts<'o> {
-    fn of(object: &'o Object) -> Result<Facts<'o>, ebpf_manager::elf::ObjectError> {
+    fn of(object: &'o Object) -> Result<Facts<'o>, ObjectError> {
         let linker = object.linker()?;
         let mut linked = LinkedProgram::default();
         let mut programs = Vec::new();
@@ -65,7 +68,11 @@ impl<'o> Facts<'o> {
                 linked_insns: linked.insns.len(),
             });
         }
-        Ok(Facts { object, programs })
+        Ok(Facts {
+            object,
+            damage: object.btf_damage(),
+            programs,
+        })
     }
 
     fn text(&self, out: &mut Vec<u8>) {
@@ -78,6 +85,12 @@ impl<'o> Facts<'o> {
                 .map_or("-".to_owned(), |v| format!("{v:#x}")),
         ]);
         about.print(out);
+
+        let mut table = Table::new(&["LEFT OUT"]);
+        if let Some(damage) = &self.damage {
+            table.row(vec![damage.to_string()]);
+        }
+        table.print(out);
 
         let mut table = Table::new(&[
             "PROGRAM",
@@ -191,6 +204,9 @@ impl<'o> Facts<'o> {
         json.open(None, b'{');
         json.optional("license", object.license());
         json.flag("btf", object.btf().is_some());
+        if let Some(damage) = &self.damage {
+            json.text("left_out", &damage.to_string());
+        }
         if let Some(version) = object.kernel_version() {
             json.number("kernel_version", version.into());
         }
@@ -445,6 +461,29 @@ mod tests {
         let trace = printed("trace.bpf.o", false);
         assert!(trace.contains("struct task_struct"), "{trace}");
         assert!(trace.contains("sched/sched_process_exec"), "{trace}");
+    }
+
+    #[test]
+    fn what_is_left_out_is_said() {
+        let path = format!(
+            "{}/tests/programs/globals.bpf.o",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let mut bytes = std::fs::read(path).unwrap();
+        // The version in the header of `.BTF`.
+        let start = [0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
+        let at = bytes.windows(8).position(|b| b == start).unwrap();
+        bytes[at + 2] = 7;
+        let object = Object::parse(bytes).unwrap();
+        let facts = Facts::of(&object).unwrap();
+        let (mut text, mut json) = (Vec::new(), Vec::new());
+        facts.text(&mut text);
+        facts.json(&mut json);
+        let text = String::from_utf8(text).unwrap();
+        let json = String::from_utf8(json).unwrap();
+        let reason = object.btf_damage().unwrap().to_string();
+        assert!(text.contains(&format!("\nLEFT OUT\n{reason}\n")), "{text}");
+        assert!(json.contains(&format!(r#""btf":false,"left_out":"{reason}""#)));
     }
 
     #[test]

@@ -169,6 +169,13 @@ impl<'a> BtfExt<'a> {
     }
 }
 
+/// Whether a `.BTF.ext` section has CO-RE records, as far as its header can be
+/// read.
+pub(crate) fn has_core_relos(bytes: &[u8]) -> bool {
+    let long = u32_at(bytes, 4).is_some_and(|len| len >= 32);
+    u16_at(bytes, 0) == Some(MAGIC) && long && u32_at(bytes, 28).is_some_and(|len| len != 0)
+}
+
 /// Records of one sort, grouped by the ELF section they describe.
 #[derive(Clone, Debug, Default)]
 pub struct Table<'a> {

@@ -1,7 +1,7 @@
 //! What an object declares: maps, by BTF or by words of the days before it,
 //! the types of its data, and what its undefined symbols are.
 
-use ebpf_manager_sys::abi::bpf::MapType;
+use ebpf_manager_sys::abi::bpf::{MapFlags, MapType};
 use object::read::SectionIndex;
 
 use super::file::bad;
@@ -9,7 +9,7 @@ use super::parser::{Parser, PlacedMap};
 use super::sections::ARENA_DATA;
 use crate::btf::{Btf, Kind, KindSet, NameQuery, TypeId};
 use crate::cursor::slice_at;
-use crate::error::{Fault, ObjectError, bad_map, malformed_in};
+use crate::error::{Fault, bad_btf, bad_map, malformed_in};
 use crate::externs::{self, Declarations};
 use crate::maps;
 use crate::sort::sort;
@@ -20,9 +20,11 @@ impl Parser<'_> {
     /// the definitions of maps, and where undefined symbols are declared.
     pub(super) fn read_btf(&mut self) -> Result<Declarations, Fault> {
         let mut declarations = Declarations::default();
+        self.object.defined_by_btf = self.btf_maps.is_some() || !self.struct_ops.is_empty();
         let Some(btf_bytes) = self.object.btf.clone() else {
             let ops = self.struct_ops.first().map(|s| s.name);
-            return match ops.or(self.btf_maps.map(|_| ".maps")) {
+            let core = self.object.needs_btf().then_some(".BTF.ext");
+            return match ops.or(self.btf_maps.map(|_| ".maps")).or(core) {
                 Some(section) => Err(malformed_in(
                     section,
                     format_args!("the section needs BTF, which the object lacks; compile with -g"),
@@ -30,10 +32,21 @@ impl Parser<'_> {
                 None => Ok(declarations),
             };
         };
-        let btf = Btf::parse(btf_bytes.as_slice()).map_err(|source| ObjectError::Btf {
-            section: ".BTF",
-            source,
-        })?;
+        let btf = match Btf::parse(btf_bytes.as_slice()) {
+            Ok(btf) => btf,
+            Err(source) => {
+                let fault = bad_btf(".BTF", source);
+                if self.object.needs_btf() {
+                    return Err(fault);
+                }
+                self.object.btf_damage = Some(fault);
+                self.object.btf = None;
+                for map in &mut self.object.maps {
+                    map.flags -= MapFlags::MMAPABLE;
+                }
+                return Ok(declarations);
+            }
+        };
         // Only data sections have maps so far.
         let data = &self.object.maps;
         let mut query = NameQuery::new();
@@ -74,7 +87,15 @@ impl Parser<'_> {
 
     /// Says what every undefined symbol is, and adds the map for the values
     /// of the kernel's configuration.
+    ///
+    /// # Errors
+    /// If BTF that would say it is damaged.
     pub(super) fn classify_externs(&mut self, declarations: Declarations) -> Result<(), Fault> {
+        if !self.object.externs.is_empty()
+            && let Some(fault) = self.object.btf_damage.take()
+        {
+            return Err(fault);
+        }
         let bytes = self.object.btf.clone();
         let index = self.object.btf_index.take();
         if let (Some(bytes), Some(index)) = (&bytes, &index)

@@ -87,6 +87,8 @@ impl<'d> Parser<'d> {
                 btf: None,
                 btf_index: None,
                 btf_ext: None,
+                btf_damage: None,
+                defined_by_btf: false,
             },
             code_of: vec![0; count],
             data_of: vec![0; count],
