@@ -18,12 +18,15 @@ struct bpf_map_def {
 	__u32 map_flags;
 };
 
+/*
+ * Preallocated: in programs that trace, kernels before 6.1 warn of a map that
+ * allocates while they run.
+ */
 struct bpf_map_def SEC("maps") legacy_hash = {
 	.type = BPF_MAP_TYPE_HASH,
 	.key_size = 4,
 	.value_size = 8,
 	.max_entries = 128,
-	.map_flags = BPF_F_NO_PREALLOC,
 };
 
 /* Stands behind another definition in the same section. */
