@@ -1,11 +1,17 @@
 //! Offline: objects of a megabyte made to be slow. What reading and linking
-//! them costs grows with the size of the file, not with its square.
+//! them costs grows with the size of the file, not with its square; so does
+//! linking several into one, in time and in memory.
 #![allow(
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
     reason = "a test's helpers fail the test"
 )]
+
+#[path = "mutate/allocated.rs"]
+mod allocated;
+#[path = "growth/linked.rs"]
+mod linked;
 
 use std::time::{Duration, Instant};
 
@@ -56,6 +62,7 @@ struct Section {
     size: usize,
     link: u32,
     info: u32,
+    align: u64,
 }
 
 /// An ELF file in the making.
@@ -104,6 +111,7 @@ impl File {
             size,
             link: 0,
             info: 0,
+            align: 8,
         });
         self.sections.len() as u16 - 1
     }
@@ -181,7 +189,7 @@ impl File {
             for word in [s.link, s.info] {
                 self.bytes.extend_from_slice(&word.to_ne_bytes());
             }
-            for word in [8, entry] {
+            for word in [s.align, entry] {
                 self.bytes.extend_from_slice(&word.to_ne_bytes());
             }
         }

@@ -13,6 +13,8 @@
 
 mod common;
 
+#[path = "mutate/allocated.rs"]
+mod allocated;
 #[path = "mutate/hostile.rs"]
 mod hostile;
 #[path = "mutate/measure.rs"]

@@ -1,6 +1,10 @@
 //! Objects of every make through the loader: the notations that loaders and their
 //! users came up with over the years, and what they ask of the kernel.
-#![allow(clippy::panic, reason = "a test's helpers fail the test")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test's helpers fail the test"
+)]
 
 #[path = "objects/arena.rs"]
 mod arena;

@@ -28,6 +28,8 @@ use crate::spec::{ExternSpec, MapSpec, ProgramSpec, VariableSpec};
 use parser::Parser;
 
 pub(crate) use file::{bad, has_types, open};
+pub(crate) use sections::is_legacy_maps;
+pub(crate) use symbols::is_of_type;
 
 /// Bytes of an instruction word.
 pub(crate) const INSN_SIZE: usize = 8;

@@ -13,9 +13,12 @@
 //!   verified with its callers.
 //! - Definitions and declarations of one name agree in their type; those of
 //!   maps in every member.
+//! - Maps that are defined by words and name their inner map by its number name
+//!   it by the new one. Ids that they give themselves are unique.
 //! - `license` and `version` are the same in all files that have them.
 
 mod input;
+mod legacy;
 mod output;
 mod types;
 
@@ -88,7 +91,8 @@ pub enum StaticLinkError {
 /// # }
 /// ```
 pub fn static_link(inputs: &[(&str, &[u8])]) -> Result<Vec<u8>, StaticLinkError> {
-    let mut output = Output::default();
+    let bytes = inputs.iter().map(|(_, bytes)| bytes.len()).sum();
+    let mut output = Output::new(inputs.len(), bytes);
     let mut read = Vec::with_capacity(inputs.len());
     for (index, (name, bytes)) in inputs.iter().enumerate() {
         let fault = |source| StaticLinkError::Input {
@@ -100,6 +104,7 @@ pub fn static_link(inputs: &[(&str, &[u8])]) -> Result<Vec<u8>, StaticLinkError>
         read.push(input);
     }
     let globals = resolve(&mut output, &mut read)?;
+    legacy::renumber(&mut output, &read)?;
     for input in &read {
         input
             .copy_relocations(&mut output)
@@ -135,12 +140,9 @@ fn place_sections(
         let Some(source) = input.sections[at].clone() else {
             continue;
         };
-        let found = output.sections.iter().position(|s| s.name == source.name);
-        let section = found.unwrap_or_else(|| {
-            output.sections.push(Section::like(&source, index));
-            output.sections.len() - 1
-        });
-        let target = &mut output.sections[section];
+        let known = output.find(source.name).is_some();
+        let section = output.section_like(&source, index);
+        let target = &output.sections[section];
         let mismatch = |target: &Section, what| StaticLinkError::Mismatch {
             symbol: format!("section {}", source.name),
             first: before
@@ -152,13 +154,13 @@ fn place_sections(
         if (target.sh_type, target.flags) != (source.sh_type, source.flags) {
             return Err(mismatch(target, "it is of another kind"));
         }
-        if found.is_some() && matches!(source.name, "license" | "version") {
+        if known && matches!(source.name, "license" | "version") {
             if target.data != source.data {
                 return Err(mismatch(target, "its contents differ"));
             }
             continue;
         }
-        let offset = target.append(&source)?;
+        let offset = output.append(section, &source)?;
         input.places[at] = Some(Place { section, offset });
     }
     Ok(())

@@ -1,12 +1,12 @@
 //! Time and memory that one input takes.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use super::allocated::peak;
 
 /// Time for one input at most. The slowest takes about 20 ms in a debug build;
 /// the rest is for machines with something else to do.
@@ -18,55 +18,6 @@ const HANG: Duration = Duration::from_secs(30);
 /// Memory for one input at most, in multiples of its size, and beyond that.
 const TIMES: usize = 32;
 const BEYOND: usize = 1 << 20;
-
-/// Counts what each thread has allocated, for the peak of one input.
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-/// Nothing is counted while a thread ends and its counters are gone.
-fn count(bytes: isize) {
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + bytes);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
-    });
-}
-
-// SAFETY: allocates by the system's allocator with the caller's own arguments.
-// Counting does not allocate: the counters are constants until first used and
-// have no destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's layout, under the same contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller got `at` from `alloc` above with this layout, so
-        // from the system's allocator.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's layout, under the same contract.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        // SAFETY: as in `dealloc`; the new size is the caller's.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
 
 /// Inputs being worked on, for the watchdog.
 static UNDER_WAY: Mutex<Vec<(thread::ThreadId, Instant, String)>> = Mutex::new(Vec::new());
@@ -120,20 +71,14 @@ pub(crate) fn bounded(file: &str, seed: u64, damage: &str, size: usize, mut work
     let limit = size * TIMES + BEYOND;
     // Another process may have had the processor: the best of three counts.
     for attempt in 1.. {
-        let before = LIVE.get();
-        PEAK.set(before);
         let start = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(&mut work));
+        let (result, peak) = peak(|| catch_unwind(AssertUnwindSafe(&mut work)));
         let took = start.elapsed();
-        let peak = PEAK.get() - before;
         if let Err(panic) = result {
             let _ = writeln!(std::io::stderr(), "panics: {what}");
             resume_unwind(panic);
         }
-        assert!(
-            peak <= limit as isize,
-            "{what}: {peak} bytes for an input of {size}"
-        );
+        assert!(peak <= limit, "{what}: {peak} bytes for an input of {size}");
         if took <= TIME {
             break;
         }
@@ -143,11 +88,12 @@ pub(crate) fn bounded(file: &str, seed: u64, damage: &str, size: usize, mut work
 
 #[test]
 fn memory_is_measured() {
-    let before = LIVE.get();
-    PEAK.set(before);
-    drop(vec![0_u8; 100_000]);
-    assert!(PEAK.get() - before >= 100_000);
-    assert_eq!(LIVE.get(), before);
+    let (kept, bytes) = peak(|| {
+        drop(vec![0_u8; 100_000]);
+        vec![0_u8; 1_000]
+    });
+    assert!((100_000..101_000).contains(&bytes), "{bytes}");
+    assert_eq!(peak(|| drop(kept)).1, 0);
 }
 
 #[test]

@@ -46,6 +46,20 @@ fn objects_linked_into_one() {
     assert_eq!((variable("li_a_zero"), variable("li_b_zero")), (1, 1));
 }
 
+/// Maps by words, which name each other by numbers.
+#[test]
+fn objects_of_old_linked_into_one() {
+    let files = ["legacy.bpf.o", "legacy_maps.bpf.o"].map(path);
+    let object = Object::parse(link_objects(&files).unwrap()).unwrap();
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    let programs = ["legacy_check", "legacy_socket", "legacy_maps_check"];
+    check("legacy_linked", &collection, &programs);
+}
+
 #[test]
 fn objects_that_do_not_fit_together() {
     let read = |name: &str| std::fs::read(path(name)).unwrap();

@@ -8,10 +8,9 @@ use super::file::bad;
 use super::parser::{Parser, PlacedMap};
 use super::sections::ARENA_DATA;
 use crate::btf::{Btf, Kind, KindSet, NameQuery, TypeId};
-use crate::cursor::slice_at;
 use crate::error::{Fault, bad_btf, bad_map, malformed_in};
 use crate::externs::{self, Declarations};
-use crate::maps;
+use crate::maps::{self, legacy};
 use crate::sort::sort;
 use crate::spec::{Contents, MapSpec};
 
@@ -164,50 +163,40 @@ impl Parser<'_> {
         });
         symbols.dedup_by_key(|s| (s.section, s.offset));
         let mut definitions = Vec::with_capacity(symbols.len());
+        let mut own = Vec::new();
         for &section in &self.legacy_maps {
             let header = self.sections.section(SectionIndex(section)).map_err(bad)?;
-            let section_name = self.section_name(header)?;
-            let bytes = self
-                .data
-                .get(self.range(section_name, header)?)
-                .unwrap_or_default();
+            let name = self.section_name(header)?;
+            let bytes = self.data.get(self.range(name, header)?);
             let first = symbols.partition_point(|s| s.section < section);
-            let own = symbols.get(first..).unwrap_or_default();
-            let mut own = own.iter().take_while(|s| s.section == section).peekable();
-            if own.peek().is_none() {
-                return Err(malformed_in(
-                    section_name,
-                    format_args!("no symbol names the maps in it"),
-                ));
-            }
-            while let Some(symbol) = own.next() {
-                // A definition ends with its symbol, or where the next begins.
-                let end = own.peek().map_or(bytes.len() as u64, |next| next.offset);
-                let room = end.saturating_sub(symbol.offset);
-                let size = if symbol.size == 0 { room } else { symbol.size };
-                let definition = usize::try_from(symbol.offset)
-                    .ok()
-                    .zip(usize::try_from(size).ok())
-                    .filter(|_| size <= room)
-                    .and_then(|(at, size)| slice_at(bytes, at, size));
-                let Some(definition) = definition else {
-                    return Err(malformed_in(
-                        section_name,
-                        format_args!("map {} does not fit its section", symbol.name),
-                    ));
-                };
-                definitions.push(maps::legacy_map(symbol.name, definition)?);
-                self.placed_maps.push(PlacedMap {
-                    section,
-                    offset: symbol.offset,
-                    map: (self.object.maps.len() + definitions.len() - 1) as u32,
-                    values: None,
-                });
-            }
+            let symbols = symbols.get(first..).unwrap_or_default();
+            own.clear();
+            own.extend(
+                symbols
+                    .iter()
+                    .take_while(|s| s.section == section)
+                    .map(|s| legacy::Symbol {
+                        offset: s.offset,
+                        size: s.size,
+                        name: s.name,
+                    }),
+            );
+            legacy::read(
+                name,
+                bytes.unwrap_or_default(),
+                &own,
+                &mut |symbol, _, definition| {
+                    self.placed_maps.push(PlacedMap {
+                        section,
+                        offset: symbol.offset,
+                        map: (self.object.maps.len() + definitions.len()) as u32,
+                        values: None,
+                    });
+                    definitions.push(definition);
+                },
+            )?;
         }
-        self.object
-            .maps
-            .append(&mut maps::join_legacy(definitions)?);
+        self.object.maps.append(&mut legacy::join(definitions)?);
         Ok(())
     }
 

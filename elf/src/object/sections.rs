@@ -32,6 +32,11 @@ enum Role {
     Other,
 }
 
+/// Whether a section of this name defines maps by words.
+pub(crate) fn is_legacy_maps(name: &str) -> bool {
+    name == "maps" || name.starts_with("maps/")
+}
+
 fn role(name: &str, sh_type: u32, flags: u64) -> Role {
     let alloc = flags & u64::from(elf::SHF_ALLOC) != 0;
     match name {
@@ -40,8 +45,7 @@ fn role(name: &str, sh_type: u32, flags: u64) -> Role {
         ".BTF" => Role::Btf,
         ".BTF.ext" => Role::BtfExt,
         ".maps" => Role::BtfMaps,
-        "maps" => Role::LegacyMaps,
-        _ if name.starts_with("maps/") => Role::LegacyMaps,
+        _ if is_legacy_maps(name) => Role::LegacyMaps,
         ARENA_DATA => Role::ArenaData,
         _ if OpsSection::kind(name).is_some() => Role::StructOps,
         _ if sh_type == elf::SHT_PROGBITS && flags & u64::from(elf::SHF_EXECINSTR) != 0 => {

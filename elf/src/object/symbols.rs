@@ -12,6 +12,14 @@ use crate::error::{Fault, malformed, malformed_in};
 use crate::sort::sort;
 use crate::spec::VariableSpec;
 
+/// Whether a symbol of some type and binding may stand for what `wanted` does.
+///
+/// Clang before 9 gave its symbols no type. Labels inside functions have none
+/// either, but are local.
+pub(crate) fn is_of_type(kind: u8, bind: u8, wanted: u8) -> bool {
+    kind == wanted || kind == elf::STT_NOTYPE && bind != elf::STB_LOCAL
+}
+
 impl<'d> Parser<'d> {
     pub(super) fn symbol_name(
         &self,
@@ -34,14 +42,10 @@ impl<'d> Parser<'d> {
     /// Functions of the code sections, variables of the data sections.
     pub(super) fn read_symbols(&mut self) -> Result<(), Fault> {
         for (index, symbol) in self.symbols.enumerate() {
-            let kind = match symbol.st_type() {
-                // Clang before 9 gave its symbols no type. Labels inside
-                // functions have none either, but are local.
-                elf::STT_NOTYPE if symbol.st_bind() != elf::STB_LOCAL => None,
-                kind @ (elf::STT_FUNC | elf::STT_OBJECT) => Some(kind),
-                _ => continue,
-            };
-            let is = |wanted| kind.is_none_or(|kind| kind == wanted);
+            let is = |wanted| is_of_type(symbol.st_type(), symbol.st_bind(), wanted);
+            if !is(elf::STT_FUNC) && !is(elf::STT_OBJECT) {
+                continue;
+            }
             let Some(section) = self.symbol_section(symbol, index)? else {
                 continue;
             };

@@ -1,5 +1,7 @@
 //! One of the objects to link.
 
+use std::collections::BTreeMap;
+
 use object::read::SectionIndex;
 use object::read::elf::{Rel, SectionHeader, Sym};
 use object::{NativeEndian, elf};
@@ -22,6 +24,8 @@ pub(super) struct Input<'d> {
     pub(super) len: usize,
     /// By ELF section index; `None` for those that are left out.
     pub(super) sections: Vec<Option<Source<'d>>>,
+    /// The first section of each name, by ELF section index.
+    by_name: BTreeMap<&'d str, usize>,
     /// By ELF section index, where it went.
     pub(super) places: Vec<Option<Place>>,
     /// In the order of the file; without the first, which is none.
@@ -89,6 +93,7 @@ impl<'d> Input<'d> {
             name,
             len: data.len(),
             sections: Vec::with_capacity(sections.len()),
+            by_name: BTreeMap::new(),
             places: vec![None; sections.len()],
             symbols: Vec::with_capacity(symbols.len()),
             symbol_map: vec![None; symbols.len().saturating_sub(1)],
@@ -127,6 +132,7 @@ impl<'d> Input<'d> {
                 if u32::try_from(header.sh_size(E)).is_err() {
                     return Err(malformed_in(name, format_args!("the section is too large")).into());
                 }
+                input.by_name.entry(name).or_insert(input.sections.len());
                 source = Some(Source {
                     name,
                     sh_type: kind,
@@ -162,11 +168,14 @@ impl<'d> Input<'d> {
         Ok(input)
     }
 
+    /// Whether the file has a section of this name.
+    pub(super) fn has_section(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// The place of the first section of this name.
     pub(super) fn place_of(&self, name: &str) -> Option<Place> {
-        let sections = self.sections.iter().zip(&self.places);
-        let mut named = sections.filter(|(s, _)| s.as_ref().is_some_and(|s| s.name == name));
-        *named.next()?.1
+        self.places.get(*self.by_name.get(name)?).copied()?
     }
 
     /// Copies the relocations of the sections that went into the output.

@@ -1,11 +1,17 @@
 //! The linked object, and how it is written.
 
+use std::collections::BTreeMap;
+
 use ebpf_manager_sys::abi::insn::Insn;
 use object::elf;
 
 use super::StaticLinkError;
 use super::input::Source;
 use super::types::Merged;
+use crate::object::SHARING;
+
+/// More than a page is nothing a BPF object could count on.
+const MAX_ALIGN: u64 = 1 << 16;
 
 /// Marks numbers of global symbols, which follow the local ones.
 const GLOBAL: u32 = 1 << 31;
@@ -21,11 +27,13 @@ pub(super) fn global(index: usize) -> u32 {
 }
 
 /// What has been linked so far.
-#[derive(Default)]
 pub(super) struct Output {
     pub(super) sections: Vec<Section>,
+    by_name: BTreeMap<String, usize>,
     pub(super) locals: Vec<Symbol>,
     pub(super) globals: Vec<Symbol>,
+    /// Bytes that may still be added for the alignment of sections.
+    padding: usize,
 }
 
 /// A section of the output.
@@ -57,7 +65,7 @@ pub(super) struct Symbol {
 
 impl Section {
     /// An empty section like one of the input with this number.
-    pub(super) fn like(source: &Source<'_>, input: usize) -> Section {
+    fn like(source: &Source<'_>, input: usize) -> Section {
         Section {
             name: source.name.to_owned(),
             sh_type: source.sh_type,
@@ -72,7 +80,8 @@ impl Section {
     }
 
     /// Puts a section of an input at the end; returns the offset of its start.
-    pub(super) fn append(&mut self, source: &Source<'_>) -> Result<u64, StaticLinkError> {
+    /// `padding` is what may be added to align it.
+    fn append(&mut self, source: &Source<'_>, padding: &mut usize) -> Result<u64, StaticLinkError> {
         let too_large = StaticLinkError::TooLarge {
             what: "a section has more than 2 GiB",
         };
@@ -80,14 +89,17 @@ impl Section {
         let align = source
             .align
             .max(if code { size_of::<Insn>() as u64 } else { 1 });
-        // More than a page is nothing a BPF object could count on.
-        if !align.is_power_of_two() || align > 1 << 16 {
-            return Err(StaticLinkError::TooLarge {
-                what: "the alignment of a section",
-            });
+        let unfit = StaticLinkError::TooLarge {
+            what: "the alignment of a section",
+        };
+        if !align.is_power_of_two() || align > MAX_ALIGN {
+            return Err(unfit);
         }
         let start = self.size.next_multiple_of(align);
         let end = start.saturating_add(source.size);
+        // Before this part, and in the file before the whole section.
+        let added = (start - self.size) + align.saturating_sub(self.align);
+        *padding = padding.checked_sub(added as usize).ok_or(unfit)?;
         if i32::try_from(end).is_err() {
             return Err(too_large);
         }
@@ -103,6 +115,59 @@ impl Section {
 }
 
 impl Output {
+    /// Nothing yet, of files of that many bytes.
+    pub(super) fn new(files: usize, bytes: usize) -> Output {
+        Output {
+            sections: Vec::new(),
+            by_name: BTreeMap::new(),
+            locals: Vec::new(),
+            globals: Vec::new(),
+            // What compilers ask for is less by far.
+            padding: bytes
+                .saturating_mul(SHARING)
+                .saturating_add(files.saturating_mul(2 * MAX_ALIGN as usize)),
+        }
+    }
+
+    /// The index of the section of this name.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The index of a section of the name of one of the input with this
+    /// number, added if there is none.
+    pub(super) fn section_like(&mut self, source: &Source<'_>, input: usize) -> usize {
+        if let Some(found) = self.find(source.name) {
+            return found;
+        }
+        let index = self.sections.len();
+        self.sections.push(Section::like(source, input));
+        self.by_name.insert(source.name.to_owned(), index);
+        index
+    }
+
+    /// Puts a section of an input at the end of one; returns the offset of its
+    /// start.
+    pub(super) fn append(
+        &mut self,
+        section: usize,
+        source: &Source<'_>,
+    ) -> Result<u64, StaticLinkError> {
+        match self.sections.get_mut(section) {
+            Some(section) => section.append(source, &mut self.padding),
+            None => Ok(0),
+        }
+    }
+
+    /// The symbol with this number.
+    pub(super) fn symbol_mut(&mut self, number: u32) -> Option<&mut Symbol> {
+        let index = (number & !GLOBAL) as usize;
+        match number & GLOBAL {
+            0 => self.locals.get_mut(index),
+            _ => self.globals.get_mut(index),
+        }
+    }
+
     /// The number of the symbol of a section.
     pub(super) fn section_symbol(&mut self, section: usize) -> u32 {
         let next = local(self.locals.len());
@@ -128,7 +193,7 @@ impl Output {
 
     /// Size of the section of this name.
     pub(super) fn section_size(&self, name: &str) -> Option<u32> {
-        let section = self.sections.iter().find(|s| s.name == name)?;
+        let section = self.sections.get(self.find(name)?)?;
         u32::try_from(section.size).ok()
     }
 
@@ -232,14 +297,14 @@ const SECTION_HEADER_SIZE: usize = 64;
 /// Names, each once.
 struct Strings {
     bytes: Vec<u8>,
-    known: std::collections::BTreeMap<String, u32>,
+    known: BTreeMap<String, u32>,
 }
 
 impl Default for Strings {
     fn default() -> Self {
         Strings {
             bytes: vec![0],
-            known: std::collections::BTreeMap::new(),
+            known: BTreeMap::new(),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Types of several objects in one BTF, each once, and the records of
-//! functions, lines and CO-RE relocations that refer to them.
+//! Types of several objects in one BTF, each once.
 //!
 //! Two types are the same if they look the same and what they refer to is the
 //! same. That is found by refinement: types that look the same start in one
@@ -7,26 +6,21 @@
 //! different ones. Names that files share (variables, functions) are one class
 //! from the start: whether they agree is checked at the end.
 
+mod records;
+mod same;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::input::Input;
 use super::output::Output;
 use super::{Globals, StaticLinkError, btf_of};
 use crate::btf::encode::BtfBuilder;
-use crate::btf::ext::{Block, Table};
 use crate::btf::{Btf, Kind, Linkage, SecVar, Type, TypeId};
-use crate::maps;
 use crate::object::SHARING;
 use crate::sort::sort;
 
-/// What both sections start with.
-const BTF_MAGIC: u16 = 0xeb9f;
-
 /// Times that classes are split before types are taken as they are.
 const MAX_ROUNDS: usize = 64;
-
-/// Types nested in each other that are compared.
-const MAX_DEPTH: u32 = 16;
 
 /// Sections `.BTF` and `.BTF.ext` of the output.
 pub(super) struct Merged {
@@ -83,6 +77,7 @@ pub(super) fn merge(
     }
     let mut names = Names {
         known: BTreeMap::new(),
+        places: BTreeMap::new(),
         left: inputs.iter().map(|input| input.len).sum::<usize>() * SHARING,
     };
     let mut types = Types::collect(inputs, &mut names)?;
@@ -103,18 +98,28 @@ pub(super) fn merge(
 /// in the output: what they take is limited.
 struct Names<'d> {
     known: BTreeMap<&'d [u8], u32>,
+    /// By input and offset in its strings: text is looked at once.
+    places: BTreeMap<(usize, u32), u32>,
     left: usize,
 }
 
 impl<'d> Names<'d> {
-    fn number(&mut self, text: &'d [u8]) -> Result<u32, StaticLinkError> {
-        if let Some(known) = self.known.get(text) {
+    fn number(&mut self, input: usize, btf: &Btf<'d>, at: u32) -> Result<u32, StaticLinkError> {
+        if let Some(known) = self.places.get(&(input, at)) {
             return Ok(*known);
         }
-        self.left = self.left.checked_sub(text.len()).ok_or(TOO_LARGE)?;
-        let number = self.known.len() as u32;
-        self.known.insert(text, number);
+        let text = btf.name_bytes(at);
+        self.charge(text)?;
+        let next = self.known.len() as u32;
+        let number = *self.known.entry(text).or_insert(next);
+        self.places.insert((input, at), number);
         Ok(number)
+    }
+
+    /// Accounts for a text that is copied or compared.
+    fn charge(&mut self, text: &[u8]) -> Result<(), StaticLinkError> {
+        self.left = self.left.checked_sub(text.len()).ok_or(TOO_LARGE)?;
+        Ok(())
     }
 }
 
@@ -262,8 +267,7 @@ impl<'i, 'd> Types<'i, 'd> {
             if place.is_none() && output.section_size(name).is_some() {
                 // The licence of this file, which another one has, too; or
                 // only declarations of what other files define.
-                let defined = input.sections.iter().flatten().any(|s| s.name == name);
-                if defined {
+                if input.has_section(name) {
                     continue;
                 }
             }
@@ -304,152 +308,7 @@ impl<'i, 'd> Types<'i, 'd> {
             builder.add_datasec(name, output.section_size(name).unwrap_or(0), &entries);
         }
     }
-
-    /// The section `.BTF.ext`.
-    fn records(
-        &self,
-        builder: &mut BtfBuilder,
-        output: &Output,
-        names: &mut Names<'d>,
-    ) -> Result<Vec<u8>, StaticLinkError> {
-        // Of each record: its words, and which of them are types and names.
-        let functions = self.table(builder, output, names, |i| i.ext.func_info(), &[REST, TYPE])?;
-        let lines = [REST, NAME, NAME, REST];
-        let lines = self.table(builder, output, names, |i| i.ext.line_info(), &lines)?;
-        let core = [REST, TYPE, NAME, REST];
-        let core = self.table(builder, output, names, |i| i.ext.core_relos(), &core)?;
-
-        let mut bytes = Vec::new();
-        bytes.extend_from_slice(&BTF_MAGIC.to_ne_bytes());
-        bytes.extend_from_slice(&[1, 0]);
-        let mut words = vec![32];
-        let mut at = 0;
-        for table in [&functions, &lines, &core] {
-            let len = u32::try_from(table.len()).map_err(|_| TOO_LARGE)?;
-            words.extend([at, len]);
-            at = len.checked_add(at).ok_or(TOO_LARGE)?;
-        }
-        for word in words {
-            bytes.extend_from_slice(&word.to_ne_bytes());
-        }
-        for table in [functions, lines, core] {
-            bytes.extend_from_slice(&table);
-        }
-        Ok(bytes)
-    }
-
-    fn table(
-        &self,
-        builder: &mut BtfBuilder,
-        output: &Output,
-        names: &mut Names<'d>,
-        of: for<'t> fn(&'t Input<'d>) -> &'t Table<'d>,
-        layout: &[Word],
-    ) -> Result<Vec<u8>, StaticLinkError> {
-        let mut out = Vec::new();
-        for section in &output.sections {
-            let mut records = Vec::new();
-            let mut count = 0_u32;
-            for (index, input) in self.inputs.iter().enumerate() {
-                let (Some(btf), Some(place)) = (btf_of(input), input.place_of(&section.name))
-                else {
-                    continue;
-                };
-                let blocks = of(input).blocks().iter();
-                for record in blocks
-                    .filter(|block| block.section() == section.name)
-                    .flat_map(Block::records)
-                {
-                    let (words, _) = record.as_chunks::<4>();
-                    for (nth, (word, meaning)) in words.iter().zip(layout).enumerate() {
-                        let word = u32::from_ne_bytes(*word);
-                        let word = match meaning {
-                            Word::Type => self.id(index, word),
-                            Word::Name => {
-                                let name = btf.name_bytes(word);
-                                names.number(name)?;
-                                builder.add_string(name)
-                            }
-                            Word::Rest if nth == 0 => word.wrapping_add(place.offset as u32),
-                            Word::Rest => word,
-                        };
-                        records.extend_from_slice(&word.to_ne_bytes());
-                    }
-                    count += 1;
-                }
-            }
-            if count == 0 {
-                continue;
-            }
-            if out.is_empty() {
-                out.extend_from_slice(&(layout.len() as u32 * 4).to_ne_bytes());
-            }
-            let name = builder.add_string(section.name.as_bytes());
-            out.extend_from_slice(&name.to_ne_bytes());
-            out.extend_from_slice(&count.to_ne_bytes());
-            out.extend_from_slice(&records);
-        }
-        Ok(out)
-    }
-
-    /// Checks that all files mean the same by a name.
-    fn check(
-        &self,
-        btf: &[u8],
-        shown: &[usize],
-        globals: &Globals<'_>,
-    ) -> Result<(), StaticLinkError> {
-        let btf = Btf::parse(btf).map_err(|_| TOO_LARGE)?;
-        let mut maps = BTreeSet::new();
-        for node in &self.nodes {
-            if node.ty.kind() == Kind::DATASEC && self.name(node) == ".maps" {
-                let vars = node.ty.sec_vars();
-                maps.extend(vars.filter_map(|v| self.node(node.input, v.type_id)));
-            }
-        }
-        for (index, (node, class)) in self.nodes.iter().zip(&self.class).enumerate() {
-            let first = shown.get(*class as usize).copied().unwrap_or(VOID);
-            if !is_shared(&node.ty) || first == index || !globals.contains_key(self.name(node)) {
-                continue;
-            }
-            let Some(other) = self.nodes.get(first) else {
-                continue;
-            };
-            let target = |node: &Node<'_>| self.id(node.input, node.ty.target().unwrap_or(0));
-            let (a, b) = (target(other), target(node));
-            let what = if node.ty.kind() != other.ty.kind() {
-                Some("one is a function, the other a variable")
-            } else if maps.contains(&index) && maps.contains(&first) {
-                let same = a == b || same_map(&btf, a, b);
-                (!same).then_some("the map is defined in another way")
-            } else {
-                (!same_type(&btf, a, b, 0)).then_some("it has another type")
-            };
-            if let Some(what) = what {
-                let name = |node: &Node<'_>| {
-                    let input = self.inputs.get(node.input);
-                    input.map_or_else(String::new, |input| input.name.to_owned())
-                };
-                return Err(StaticLinkError::Mismatch {
-                    symbol: self.name(node).to_owned(),
-                    first: name(other),
-                    second: name(node),
-                    what,
-                });
-            }
-        }
-        Ok(())
-    }
 }
-
-/// What a word of a record is.
-#[derive(Clone, Copy)]
-enum Word {
-    Type,
-    Name,
-    Rest,
-}
-use Word::{Name as NAME, Rest as REST, Type as TYPE};
 
 /// Numbers classes in a sorted order; returns how many there are.
 fn number(order: &[usize], class: &mut [u32], same: impl Fn(usize, usize) -> bool) -> u32 {
@@ -476,9 +335,13 @@ fn node<'d>(
 ) -> Result<Node<'d>, StaticLinkError> {
     let mut key = Vec::new();
     let mut refs = Vec::new();
-    let mut number = |offset| Ok(names.number(btf.name_bytes(offset))?.to_ne_bytes());
-    let name = number(ty.name_off())?;
     let kind = ty.kind();
+    if is_shared(&ty) || kind == Kind::DATASEC {
+        // Looked up again for each of them.
+        names.charge(btf.name_bytes(ty.name_off()))?;
+    }
+    let mut number = |offset| Ok(names.number(input, btf, offset)?.to_ne_bytes());
+    let name = number(ty.name_off())?;
     let mut refer = |id: TypeId| {
         refs.push((id as usize).checked_sub(1).map_or(VOID, |id| first + id));
     };
@@ -536,80 +399,5 @@ fn words_of(kind: Kind) -> (usize, Option<usize>, Option<usize>) {
         Kind::ENUM => (2, Some(0), None),
         Kind::ENUM64 => (3, Some(0), None),
         _ => (1, None, None),
-    }
-}
-
-/// Whether two map definitions agree in every member.
-fn same_map(btf: &Btf<'_>, a: TypeId, b: TypeId) -> bool {
-    let read = |id| maps::definition(btf, id).ok();
-    let (Some(mut a), Some(mut b)) = (read(a), read(b)) else {
-        return false;
-    };
-    for (x, y) in [
-        (&mut a.key_type_id, &mut b.key_type_id),
-        (&mut a.value_type_id, &mut b.value_type_id),
-    ] {
-        if (*x == 0) != (*y == 0) || *x != 0 && !same_type(btf, *x, *y, 0) {
-            return false;
-        }
-        (*x, *y) = (0, 0);
-    }
-    let inner = |map: &mut crate::spec::MapSpec| {
-        map.inner.take().map(|mut inner| {
-            (inner.key_type_id, inner.value_type_id) = (0, 0);
-            inner
-        })
-    };
-    inner(&mut a) == inner(&mut b) && a == b
-}
-
-/// Whether two types are the same to a program: names and sizes of structures,
-/// shapes of the rest.
-fn same_type(btf: &Btf<'_>, a: TypeId, b: TypeId, depth: u32) -> bool {
-    if a == b {
-        return true;
-    }
-    let skip = |id| btf.skip_modifiers_and_typedefs(id);
-    let (Some((a, x)), Some((b, y))) = (skip(a), skip(b)) else {
-        return false;
-    };
-    if a == b || depth > MAX_DEPTH {
-        return true;
-    }
-    let named = |ty: &Type<'_>| btf.name_bytes(ty.name_off());
-    let record = |kind| matches!(kind, Kind::STRUCT | Kind::UNION | Kind::FWD);
-    if x.kind() == Kind::FWD || y.kind() == Kind::FWD {
-        return record(x.kind()) && record(y.kind()) && named(&x) == named(&y);
-    }
-    if x.kind() != y.kind() {
-        return false;
-    }
-    let next = |a: Option<TypeId>, b: Option<TypeId>| match (a, b) {
-        (Some(a), Some(b)) => same_type(btf, a, b, depth + 1),
-        _ => false,
-    };
-    match x.kind() {
-        Kind::VOID => true,
-        Kind::INT => x.size() == y.size() && x.int() == y.int(),
-        Kind::STRUCT | Kind::UNION => {
-            x.size() == y.size() && named(&x) == named(&y) && x.vlen() == y.vlen()
-        }
-        Kind::PTR => next(x.target(), y.target()),
-        Kind::ARRAY => match (x.array(), y.array()) {
-            (Some(x), Some(y)) => {
-                // A declaration may leave the length open.
-                (x.len == y.len || x.len == 0 || y.len == 0)
-                    && next(Some(x.element), Some(y.element))
-            }
-            _ => false,
-        },
-        Kind::FUNC_PROTO => {
-            x.vlen() == y.vlen()
-                && same_type(btf, x.payload, y.payload, depth + 1)
-                && x.params()
-                    .zip(y.params())
-                    .all(|(x, y)| same_type(btf, x.type_id, y.type_id, depth + 1))
-        }
-        _ => x.size() == y.size(),
     }
 }
