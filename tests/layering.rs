@@ -442,7 +442,7 @@ fn abi_makes_no_calls() {
 #[test]
 fn unsafe_code_stays_in_sys() {
     let exceptions = [
-        "tests/mutate/measure.rs",
+        "tests/mutate/allocated.rs",
         "tests/links_usdt/marks.rs",
         "tests/readers/allocations.rs",
     ];
