@@ -25,6 +25,7 @@ pub mod edit;
 mod error;
 mod externs;
 mod image;
+pub mod library_cache;
 mod link;
 mod load_btf;
 mod maps;

@@ -94,8 +94,9 @@ pub fn for_each_function(
     }
 }
 
-/// File offset of the function `name`, which may carry a version: `fork`,
-/// `fork@GLIBC_2.2.5`, `fork@@GLIBC_2.34`; `offset` bytes into it.
+/// File offset of the function `name`, which may carry a version: `fork`;
+/// `fork@GLIBC_2.2.5`, of this version; `fork@@GLIBC_2.34`, of this version if
+/// it is the one that programs are linked with today. `offset` bytes into it.
 ///
 /// Of several functions of that name, a default version goes before an old
 /// one, a global one before a weak and that before a local one.
@@ -110,7 +111,9 @@ pub fn find_function(bytes: &[u8], name: &str, offset: u64) -> Result<u64, Symbo
     let mut stripped = true;
     for_each_function(bytes, &mut |symbol| {
         stripped = false;
-        if symbol.name != wanted || version.is_some_and(|(v, _)| symbol.version != Some(v)) {
+        let other =
+            |(version, any): (_, bool)| symbol.version != Some(version) || symbol.old && !any;
+        if symbol.name != wanted || version.is_some_and(other) {
             return;
         }
         let rank = match symbol.binding {
@@ -146,8 +149,8 @@ pub fn find_function(bytes: &[u8], name: &str, offset: u64) -> Result<u64, Symbo
     }
 }
 
-/// `name@VERSION` or `name@@VERSION` in its parts; true for one `@`, an old
-/// version.
+/// `name@VERSION` or `name@@VERSION` in its parts; true for one `@`, which is
+/// an old version in a symbol table and any in what is asked for.
 fn split_version(name: &[u8]) -> (&[u8], Option<(&[u8], bool)>) {
     let Some(at) = name.iter().position(|&b| b == b'@').filter(|&at| at > 0) else {
         return (name, None);
@@ -353,6 +356,29 @@ mod tests {
             (&b"fork"[..], Some((&b"V1"[..], true)))
         );
         assert_eq!(split_version(b"@x"), (&b"@x"[..], None));
+    }
+
+    /// glibc for 64-bit x86 has two of this function.
+    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+    #[test]
+    fn versions_are_told_apart() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let Some(libc) = maps.lines().find_map(|line| {
+            line.get(line.find('/')?..)
+                .filter(|l| l.contains("/libc.so"))
+        }) else {
+            return;
+        };
+        let bytes = std::fs::read(libc).unwrap();
+        let find = |name| find_function(&bytes, name, 0);
+        let [old, new] = ["realpath@GLIBC_2.2.5", "realpath@GLIBC_2.3"].map(|n| find(n).unwrap());
+        assert_ne!(old, new);
+        assert_eq!(find("realpath"), Ok(new));
+        assert_eq!(find("realpath@@GLIBC_2.3"), Ok(new));
+        for name in ["realpath@@GLIBC_2.2.5", "realpath@GLIBC_2.4", "realpath@"] {
+            let err = find(name).unwrap_err();
+            assert!(matches!(err, SymbolError::Absent { .. }), "{name}: {err}");
+        }
     }
 
     #[test]
