@@ -18,6 +18,16 @@ pub enum Cure {
         /// What is needed, as capabilities(7) spells it.
         needed: &'static str,
     },
+    /// The process lacks a capability, and `kernel.perf_event_paranoid` keeps
+    /// perf events from such.
+    PerfEventParanoid {
+        /// Its value.
+        level: i64,
+        /// The greatest value that lets the event be opened.
+        allowed: i64,
+        /// What is needed otherwise, as capabilities(7) spells it.
+        needed: &'static str,
+    },
     /// Kernel lockdown forbids it, whatever the capabilities.
     Lockdown,
     /// Kernels before 5.11 count maps and programs against `RLIMIT_MEMLOCK`.
@@ -73,6 +83,15 @@ impl fmt::Display for Cure {
                     "the process lacks {needed}: run it as root or grant the capability"
                 )
             }
+            Cure::PerfEventParanoid {
+                level,
+                allowed,
+                needed,
+            } => write!(
+                f,
+                "kernel.perf_event_paranoid is {level}, which keeps this from processes without \
+                 {needed}: grant the capability, or lower the setting to {allowed}"
+            ),
             Cure::Lockdown => f.write_str(
                 "the kernel is locked down (lockdown= on its command line, or secure boot), \
                  which forbids this even to root",
@@ -145,6 +164,8 @@ pub(crate) enum Need {
     Tracing,
     /// Networking program types and their attachment.
     Network,
+    /// Perf events of other processes.
+    PerfEvent,
 }
 
 /// First version with `CAP_BPF` and `CAP_PERFMON`.
@@ -161,8 +182,44 @@ pub(crate) fn counts_memlock() -> bool {
 pub(crate) fn find(err: &SysError, need: Need) -> Option<Cure> {
     match err.errno() {
         Errno::ENOSYS => Some(Cure::NoBpf),
-        Errno::EPERM | Errno::EACCES => permission(err.errno(), need),
+        Errno::EPERM | Errno::EACCES => {
+            let events = err.op() == "perf_event_open";
+            let closed = events.then(no_events_at_all).flatten();
+            closed.or_else(|| permission(err.errno(), need))
+        }
         _ => None,
+    }
+}
+
+/// Kernels of some distributions have a level above those of others, which
+/// leaves perf events to `CAP_SYS_ADMIN`.
+#[cold]
+fn no_events_at_all() -> Option<Cure> {
+    const ALLOWED: i64 = 2;
+    let level = proc::perf_event_paranoid().ok()?;
+    let caps = proc::effective_capabilities().ok()?;
+    (level > ALLOWED && !caps.contains(Capabilities::SYS_ADMIN)).then_some(
+        Cure::PerfEventParanoid {
+            level,
+            allowed: ALLOWED,
+            needed: "CAP_SYS_ADMIN",
+        },
+    )
+}
+
+/// As [`find`], for a perf event that any process may open where
+/// `kernel.perf_event_paranoid` is at most `allowed`.
+#[cold]
+pub(crate) fn find_for_event(err: &SysError, allowed: i64) -> Option<Cure> {
+    match (find(err, Need::PerfEvent), proc::perf_event_paranoid()) {
+        (Some(Cure::Capability { needed }), Ok(level)) if level > allowed => {
+            Some(Cure::PerfEventParanoid {
+                level,
+                allowed,
+                needed,
+            })
+        }
+        (cure, _) => cure,
     }
 }
 
@@ -201,6 +258,7 @@ pub(crate) fn missing_capability(need: Need) -> Option<Cure> {
         {
             "CAP_BPF and CAP_NET_ADMIN"
         }
+        Need::PerfEvent if !caps.contains(Capabilities::PERFMON) => "CAP_PERFMON",
         _ => return None,
     };
     Some(Cure::Capability { needed })

@@ -543,6 +543,26 @@ fn attempts(tried: &[(&'static str, SysError)]) -> String {
 }
 
 impl LinkError {
+    /// What would help, if that shows.
+    pub fn cure(&self) -> Option<&Cure> {
+        match self {
+            LinkError::NoTarget { cure, .. }
+            | LinkError::Attach { cure, .. }
+            | LinkError::Pin { cure, .. } => cure.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Puts what was tried before in front of what was tried.
+    #[cold]
+    pub(crate) fn after(mut self, mut before: Vec<(&'static str, SysError)>) -> LinkError {
+        if let LinkError::Attach { tried, .. } = &mut self {
+            before.append(tried);
+            *tried = before;
+        }
+        self
+    }
+
     /// True if the kernel's last answer was `errno`.
     pub fn is(&self, errno: Errno) -> bool {
         match self {

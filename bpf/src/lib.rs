@@ -61,12 +61,13 @@ pub use error::{
 pub use host::{host_pid, tracepoint_id};
 pub use kernel_btf::KernelBtf;
 pub use link::{
-    AttachedProgram, CgroupOptions, ClsactOptions, Direction, Fragments, HookPrograms, Interface,
-    IterOver, KernelFunction, Kprobe, KprobeMulti, Link, LwtRoute, Mechanism, Method, NetNamespace,
-    NetfilterFamily, NetfilterHook, NetfilterOptions, NetkitEnd, Order, PerfHook, Place, ProbeOn,
-    QdiscCleanup, Sampling, Sharing, TcAttach, Tracing, Uprobe, UprobeMulti, Usdt, UsdtSpecs,
-    UserPlace, Verdict, XdpMode, XdpOptions, cgroup_programs, remove_stale_filters,
-    remove_stale_probe_events, syscall_function, syscall_function_in, traceable_functions,
+    AttachedProgram, CgroupOptions, Closing, ClsactOptions, Direction, Fragments, HookPrograms,
+    Interface, IterOver, KernelFunction, Kprobe, KprobeMulti, Link, LwtRoute, Mechanism, Method,
+    NetNamespace, NetfilterFamily, NetfilterHook, NetfilterOptions, NetkitEnd, Order, PerfHook,
+    Place, ProbeOn, QdiscCleanup, Sampling, Sharing, TcAttach, Tracing, Turn, Uprobe, UprobeMulti,
+    Usdt, UsdtSpecs, UserPlace, Verdict, XdpMode, XdpOptions, cgroup_programs,
+    cgroup_programs_in_effect, remove_stale_filters, remove_stale_probe_events, syscall_function,
+    syscall_function_in, traceable_functions,
 };
 pub use map::{Loss, Map};
 pub use program::{Program, RunStats, measure_programs};

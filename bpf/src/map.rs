@@ -142,7 +142,16 @@ impl Map {
                 }
             }
         }
-        let cure = cure::find(&first, Need::Bpf);
+        // What holds sockets and interfaces takes more than other maps.
+        let need = match spec.map_type {
+            MapType::SOCKMAP
+            | MapType::SOCKHASH
+            | MapType::DEVMAP
+            | MapType::DEVMAP_HASH
+            | MapType::XSKMAP => Need::Network,
+            _ => Need::Bpf,
+        };
+        let cure = cure::find(&first, need);
         Err(MapError::Create {
             map: spec.name.clone(),
             source: first,

@@ -30,6 +30,20 @@ pub struct CgroupOptions {
     /// Place among the programs of the same cgroup, links only: on kernels
     /// before 6.17 anything but the default is refused, not ignored.
     pub order: Order,
+    /// When it runs, among the programs of cgroups above and below.
+    pub turn: Turn,
+}
+
+/// When a program that shares its hook runs for a member of a cgroup below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Turn {
+    /// After the programs of cgroups below.
+    #[default]
+    AfterThoseBelow,
+    /// Before them (`BPF_F_PREORDER`), and after those above that do so too.
+    /// Linux 6.15: refused before, not ignored.
+    #[doc(alias = "BPF_F_PREORDER")]
+    BeforeThoseBelow,
 }
 
 /// Who else may attach to the same hook of a cgroup and of those below.
@@ -47,6 +61,8 @@ pub enum Sharing {
 
 /// First version that orders the programs of a cgroup.
 const ORDER_SINCE: KernelVersion = KernelVersion::new(6, 17, 0);
+/// First version whose programs run before those of cgroups below.
+const TURN_SINCE: KernelVersion = KernelVersion::new(6, 15, 0);
 
 /// Types whose programs are attached to cgroups.
 const TYPES: [ProgramType; 9] = [
@@ -86,6 +102,23 @@ impl Link {
         net::expect_attach_type(program, attach_type)?;
         let target = format!("cgroup {} ({attach_type})", path.display());
         let mut tried = Vec::new();
+        let turn = match options.turn {
+            Turn::AfterThoseBelow => AttachFlags::empty(),
+            Turn::BeforeThoseBelow => AttachFlags::PREORDER,
+        };
+        // Anywhere else would be a place not asked for.
+        let too_old = |target, tried| {
+            let cure = if options.order == Order::default() {
+                net::needs("running before programs of cgroups below", TURN_SINCE)
+            } else {
+                net::needs("order among the programs of a cgroup", ORDER_SINCE)
+            };
+            LinkError::Attach {
+                target,
+                tried,
+                cure,
+            }
+        };
         if options.method != Method::Classic {
             let plain = options.order == Order::default();
             let (order, flags) = if plain {
@@ -97,7 +130,7 @@ impl Link {
                 object: program.as_fd(),
                 target: Target::Fd(cgroup.as_fd()),
                 attach_type,
-                flags: flags.bits(),
+                flags: (flags | turn).bits(),
                 options: order,
             };
             match net::link_create_in(None, &create) {
@@ -105,14 +138,8 @@ impl Link {
                 Err(err) => {
                     let old = net::too_old(&err);
                     tried.push(("link", err));
-                    if old && !plain {
-                        // Anywhere else would be a place not asked for.
-                        let cure = net::needs("order among the programs of a cgroup", ORDER_SINCE);
-                        return Err(LinkError::Attach {
-                            target,
-                            tried,
-                            cure,
-                        });
+                    if old && (!plain || !turn.is_empty()) {
+                        return Err(too_old(target, tried));
                     }
                     if !old || options.method == Method::Link {
                         let last = Mechanism::CgroupLink;
@@ -138,11 +165,20 @@ impl Link {
                 let source = SysError::new("bpf(BPF_PROG_ATTACH)", Errno::EEXIST);
                 return Err(LinkError::AlreadyAttached { target, by, source });
             }
-            match attach(&cgroup, attach_type, flags, program, None) {
+            match attach(&cgroup, attach_type, flags | turn, program, None) {
                 Ok(attached) => return Ok(standing(target, attached).after(tried)),
                 Err(err) => {
                     let next = net::too_old(&err);
+                    // How the kernel refuses a program that is there.
+                    if next && let Some(id) = is_there(&cgroup, attach_type, program) {
+                        let by = net::AttachedProgram::new(id, 0);
+                        let source = err;
+                        return Err(LinkError::AlreadyAttached { target, by, source });
+                    }
                     tried.push((name, err));
+                    if next && !turn.is_empty() {
+                        return Err(too_old(target, tried));
+                    }
                     if !next {
                         break;
                     }
@@ -188,8 +224,25 @@ impl Link {
 /// [`LinkError::NoTarget`] if there is no such cgroup;
 /// [`LinkError::Operation`].
 pub fn cgroup_programs(path: &Path, attach_type: AttachType) -> Result<HookPrograms, LinkError> {
+    programs(path, attach_type, 0)
+}
+
+/// The programs that a hook runs for the members of a cgroup, those attached
+/// to cgroups above included, in the order they run. Requires at least
+/// Linux 4.15.
+///
+/// # Errors
+/// As [`cgroup_programs`].
+pub fn cgroup_programs_in_effect(
+    path: &Path,
+    attach_type: AttachType,
+) -> Result<HookPrograms, LinkError> {
+    programs(path, attach_type, F_QUERY_EFFECTIVE)
+}
+
+fn programs(path: &Path, attach_type: AttachType, flags: u32) -> Result<HookPrograms, LinkError> {
     let cgroup = open(path)?;
-    net::programs_on(Target::Fd(cgroup.as_fd()), attach_type, 0).map_err(|source| {
+    net::programs_on(Target::Fd(cgroup.as_fd()), attach_type, flags).map_err(|source| {
         LinkError::Operation {
             target: format!("cgroup {} ({attach_type})", path.display()),
             source,
@@ -242,6 +295,14 @@ fn attach(
 ) -> Result<ProgramAttached, SysError> {
     let owner = Owner::Fd(fd::dup(cgroup.as_fd())?);
     ProgramAttached::new(owner, attach_type, flags, program, replace)
+}
+
+/// The program's id, if it is on the hook.
+#[cold]
+fn is_there(cgroup: &OwnedFd, attach_type: AttachType, program: &Program) -> Option<u32> {
+    let id = net::program_id(program.as_fd()).ok()?;
+    let there = net::is_on(Target::Fd(cgroup.as_fd()), attach_type, id);
+    there.is_ok_and(|there| there).then_some(id)
 }
 
 fn standing(target: String, attached: ProgramAttached) -> Link {

@@ -19,6 +19,9 @@ const MAX_LABEL: usize = 30;
 /// busy machine that takes it a second or more.
 const REMOVE_ATTEMPTS: u32 = 20;
 
+/// And how often if something else was wanting, such as a descriptor.
+const OTHER_ATTEMPTS: u32 = 4;
+
 /// Pauses between them: the first, which doubles, and the longest.
 const REMOVE_PAUSE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(250)];
 
@@ -77,21 +80,33 @@ impl ProbeEvent {
 
 impl Drop for ProbeEvent {
     fn drop(&mut self) {
-        let [mut pause, longest] = REMOVE_PAUSE;
-        for _ in 0..REMOVE_ATTEMPTS {
-            match self
-                .tracefs
-                .remove_probe(self.file, &self.group, &self.name)
-            {
-                Ok(()) => return,
-                Err(err) if err.is(Errno::ENOENT) => return,
-                // Its perf event is on its way out, or this process has run
-                // out of something. Nobody else removes it while it lives.
-                Err(_) => std::thread::sleep(pause),
-            }
-            pause = (pause * 2).min(longest);
+        let mut attempt = 0;
+        // Nobody else removes it while this process lives.
+        while let Err(err) = self
+            .tracefs
+            .remove_probe(self.file, &self.group, &self.name)
+        {
+            let Some(pause) = pause_after(err.errno(), attempt) else {
+                return;
+            };
+            std::thread::sleep(pause);
+            attempt += 1;
         }
     }
+}
+
+/// How long to wait after the removal number `attempt` failed, from 0 on;
+/// `None` if there is no use in another.
+fn pause_after(errno: Errno, attempt: u32) -> Option<Duration> {
+    let attempts = match errno {
+        // It is gone.
+        Errno::ENOENT => 0,
+        // Its perf event is on its way out.
+        Errno::EBUSY => REMOVE_ATTEMPTS,
+        _ => OTHER_ATTEMPTS,
+    };
+    let [first, longest] = REMOVE_PAUSE;
+    (attempt + 1 < attempts).then(|| longest.min(first * (1 << attempt.min(16))))
 }
 
 /// A process that names probe events. The start time tells it from a later
@@ -228,6 +243,18 @@ mod tests {
         ] {
             assert_eq!(Owner::parse(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn only_a_busy_event_is_waited_for() {
+        let waited =
+            |errno| -> Duration { (0..).map_while(|attempt| pause_after(errno, attempt)).sum() };
+        assert_eq!(waited(Errno::ENOENT), Duration::ZERO);
+        assert_eq!(waited(Errno::EMFILE), Duration::from_millis(5 + 10 + 20));
+        assert_eq!(waited(Errno::EACCES), waited(Errno::EMFILE));
+        let busy = waited(Errno::EBUSY);
+        assert!(busy > Duration::from_secs(3), "{busy:?}");
+        assert!(busy < Duration::from_secs(4), "{busy:?}");
     }
 
     #[test]

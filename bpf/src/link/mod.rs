@@ -1,9 +1,11 @@
 //! Links: programs attached to hooks, each detached when dropped.
 
 mod cgroup;
+mod closing;
 mod event;
 mod interface;
 mod kprobe;
+mod library;
 mod net;
 mod netns;
 mod operations;
@@ -21,7 +23,8 @@ mod uprobe;
 pub(crate) mod usdt;
 mod xdp;
 
-pub use cgroup::{CgroupOptions, Sharing, cgroup_programs};
+pub use cgroup::{CgroupOptions, Sharing, Turn, cgroup_programs, cgroup_programs_in_effect};
+pub use closing::Closing;
 pub use interface::{Interface, NetNamespace};
 pub use net::{AttachedProgram, HookPrograms, Method, Order, Place};
 pub use netns::{Fragments, NetfilterFamily, NetfilterHook, NetfilterOptions};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ebpf_manager_sys::abi::bpf::{AttachFlags, AttachType};
-use ebpf_manager_sys::abi::info::name_str;
+use ebpf_manager_sys::abi::info::{ProgInfo, name_str};
 use ebpf_manager_sys::bpf::{
     self as sys, LinkCreate, LinkOptions, ObjectKind, QueryBuffers, Relative, Target,
 };
@@ -89,12 +89,21 @@ pub struct AttachedProgram {
     pub id: u32,
     /// First 15 bytes of its name; empty if the kernel does not tell.
     pub name: String,
-    /// The kernel's id of the link that holds it; 0 without a link, and
-    /// before Linux 6.6.
+    /// The kernel's id of the link that holds it; 0 without a link, before
+    /// Linux 6.6, and where the kernel does not say which of them.
     pub link_id: u32,
 }
 
 impl AttachedProgram {
+    /// The one that could not be attached, because it is.
+    pub(super) fn itself(info: &ProgInfo) -> AttachedProgram {
+        AttachedProgram {
+            id: info.id,
+            name: name_str(&info.name).to_owned(),
+            link_id: 0,
+        }
+    }
+
     pub(super) fn new(id: u32, link_id: u32) -> AttachedProgram {
         let name = sys::fd_by_id(ObjectKind::Program, id, 0)
             .and_then(|fd| sys::prog_info(fd.as_fd()))
@@ -228,7 +237,9 @@ pub(super) fn refused(
 ) -> LinkError {
     let cure = tried.last().and_then(|(_, err)| {
         if too_old(err) {
-            return needs(last.as_str(), last.since());
+            // The kernel says EINVAL as well to who may not attach to a cgroup.
+            return needs(last.as_str(), last.since())
+                .or_else(|| cure::missing_capability(Need::Network));
         }
         cure::find(err, Need::Network)
     });

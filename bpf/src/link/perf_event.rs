@@ -5,7 +5,7 @@ use ebpf_manager_sys::abi::perf::{OpenFlags, event_type, software};
 use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr, Scope};
 use ebpf_manager_sys::{Errno, SysError, proc};
 
-use super::trace::{Way, expect_type, failed, on_event};
+use super::trace::{Way, expect_type, not_opened, on_event, paranoid};
 use super::{Link, Mechanism};
 use crate::cure::Cure;
 use crate::error::LinkError;
@@ -109,14 +109,19 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError::WrongType`]; [`LinkError::Attach`], with
-    /// [`Cure::NoSuchEvent`] if the machine has no such counter;
+    /// [`Cure::NoSuchEvent`] if the machine has no such counter and
+    /// [`Cure::PerfEventParanoid`] where that is the reason;
     /// [`LinkError::Unsupported`] for a cookie on an old kernel.
     pub fn perf_event(program: &Program, hook: &PerfHook) -> Result<Link, LinkError> {
         expect_type(program, "perf_event", &[ProgramType::PERF_EVENT])?;
         let target = format!("perf_event {}:{:#x}", hook.kind, hook.config);
         let cannot_open = |err: SysError| {
             let absent = matches!(err.errno(), Errno::ENOENT | Errno::EOPNOTSUPP);
-            match failed(&target, vec![("perf_event_open", err)]) {
+            let allowed = match hook.pid {
+                Some(_) => paranoid::THREAD,
+                None => paranoid::CPU,
+            };
+            match not_opened(&target, err, allowed) {
                 LinkError::Attach {
                     target,
                     tried,

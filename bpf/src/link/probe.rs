@@ -52,17 +52,12 @@ pub(super) fn one_by_one(
                 None => whole = Some(link),
             },
             // What the multi link answered comes first.
-            Err(LinkError::Attach {
-                tried: more, cure, ..
-            }) => {
-                let tried = tried.into_iter().chain(more).collect();
-                return Err(LinkError::Attach {
-                    target,
-                    tried,
-                    cure,
-                });
+            Err(mut err) => {
+                if let LinkError::Attach { target: one, .. } = &mut err {
+                    *one = target;
+                }
+                return Err(err.after(tried));
             }
-            Err(err) => return Err(err),
         }
     }
     match whole {
@@ -164,10 +159,10 @@ pub(super) fn attach(
         ProbeOn::Return => ProbeKind::Return { maxactive },
     };
     match open_by_tracefs(kind, spec, place) {
-        Ok((event, name)) => {
-            let link = on_event(program, event, Some(Box::new(name)), way, target)?;
-            Ok(link.after(tried))
-        }
+        Ok((event, name)) => match on_event(program, event, Some(Box::new(name)), way, target) {
+            Ok(link) => Ok(link.after(tried)),
+            Err(err) => Err(err.after(tried)),
+        },
         Err(err) => {
             tried.push(("tracefs event", err));
             Err(failed(&target, tried))

@@ -227,83 +227,6 @@ pub(super) fn glob(pattern: &[u8], text: &[u8]) -> bool {
 
 // ------------------------------------------------------------ user binaries
 
-/// Directories that the dynamic linker searches on common distributions.
-static LIBRARY_DIRS: &[&str] = &[
-    #[cfg(target_arch = "x86_64")]
-    "/lib/x86_64-linux-gnu",
-    #[cfg(target_arch = "x86_64")]
-    "/usr/lib/x86_64-linux-gnu",
-    #[cfg(target_arch = "aarch64")]
-    "/lib/aarch64-linux-gnu",
-    #[cfg(target_arch = "aarch64")]
-    "/usr/lib/aarch64-linux-gnu",
-    "/lib64",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/lib",
-    "/usr/lib",
-];
-
-/// The file that `path` means. A bare name is a library: one that process
-/// `pid` has mapped, or one below `$LD_LIBRARY_PATH` or the usual directories.
-/// With `pid`, paths are those of that process's root.
-pub(super) fn user_file(path: &Path, pid: Option<u32>) -> Result<PathBuf, SysError> {
-    let root = |path: &Path| match pid {
-        Some(pid) => {
-            let mut rooted = PathBuf::from(format!("/proc/{pid}/root"));
-            rooted.push(path.strip_prefix("/").unwrap_or(path));
-            rooted
-        }
-        None => path.to_owned(),
-    };
-    if path.components().count() > 1 {
-        // A relative path is ours to resolve, not the process's.
-        return Ok(if path.is_absolute() && !path.starts_with("/proc") {
-            root(path)
-        } else {
-            path.to_owned()
-        });
-    }
-    if let Some(mapped) = pid.and_then(|pid| mapped_file(pid, path)) {
-        return Ok(root(&mapped));
-    }
-    let extra = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let extra: Vec<PathBuf> = std::env::split_paths(&extra).collect();
-    extra
-        .iter()
-        .map(PathBuf::as_path)
-        .chain(LIBRARY_DIRS.iter().map(Path::new))
-        .map(|dir| root(&dir.join(path)))
-        .find(|candidate| candidate.is_file())
-        .ok_or_else(|| {
-            SysError::new("library search", Errno::ENOENT)
-                .with_path(path)
-                .with_detail("no library of this name; give a path")
-        })
-}
-
-/// A file of this name that the process has mapped.
-fn mapped_file(pid: u32, name: &Path) -> Option<PathBuf> {
-    let mut found = None;
-    let maps = PathBuf::from(format!("/proc/{pid}/maps"));
-    proc::for_each_line(&maps, &mut |line| {
-        let path = line
-            .iter()
-            .position(|&b| b == b'/')
-            .and_then(|at| std::str::from_utf8(line.get(at..)?).ok())
-            .map(Path::new);
-        match path {
-            Some(path) if path.file_name() == Some(name.as_os_str()) => {
-                found = Some(path.to_owned());
-                ControlFlow::Break(())
-            }
-            _ => ControlFlow::Continue(()),
-        }
-    })
-    .ok()?;
-    found
-}
-
 /// A part of a file that a process has mapped to be run.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -458,18 +381,5 @@ mod tests {
             assert!(err.is(Errno::ENOENT), "{err}");
         }
         std::fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn libraries_are_found_by_name() {
-        let own = std::process::id();
-        let libc = user_file(Path::new("libc.so.6"), Some(own)).unwrap();
-        assert!(libc.starts_with(format!("/proc/{own}/root")), "{libc:?}");
-        assert!(libc.is_file());
-        assert!(user_file(Path::new("libc.so.6"), None).unwrap().is_file());
-        let err = user_file(Path::new("libnowhere.so"), None).unwrap_err();
-        assert!(err.is(Errno::ENOENT), "{err}");
-        let kept = user_file(Path::new("./a"), Some(own)).unwrap();
-        assert_eq!(kept, Path::new("./a"));
     }
 }

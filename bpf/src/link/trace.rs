@@ -93,7 +93,9 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError::WrongType`]; [`LinkError::NoTarget`] if there is no such
-    /// tracepoint or no tracefs; [`LinkError::Attach`] with every way tried.
+    /// tracepoint or no tracefs; [`LinkError::AlreadyAttached`] if the program
+    /// is there already with this cookie; [`LinkError::Attach`] with every way
+    /// tried, and with [`Cure::PerfEventParanoid`] where that is the reason.
     pub fn tracepoint(program: &Program, category: &str, name: &str) -> Result<Link, LinkError> {
         Link::tracepoint_with(program, category, name, 0)
     }
@@ -131,7 +133,7 @@ impl Link {
         };
         let target = format!("tracepoint {path}");
         let event = any_cpu(&PerfEventAttr::tracepoint(id))
-            .map_err(|e| failed(&target, vec![("perf_event_open", e)]))?;
+            .map_err(|e| not_opened(&target, e, paranoid::TRACEPOINT))?;
         on_event(program, event, None, Way { cookie, by: None }, target)
     }
 
@@ -141,7 +143,8 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError::WrongType`]; [`LinkError::NoTarget`] if there is no such
-    /// tracepoint; [`LinkError::Attach`].
+    /// tracepoint; [`LinkError::AlreadyAttached`] if the program is there
+    /// already, which matters before Linux 6.10 only; [`LinkError::Attach`].
     pub fn raw_tracepoint(program: &Program, name: &str) -> Result<Link, LinkError> {
         Link::raw_tracepoint_with(program, name, 0)
     }
@@ -182,7 +185,10 @@ impl Link {
                     since: "6.10",
                 })
             }
-            Err(err) => Err(failed(&target, vec![("raw_tracepoint_open", err)])),
+            Err(err) => {
+                let tried = vec![("raw_tracepoint_open", err)];
+                Err(refused(program, &target, tried))
+            }
         }
     }
 
@@ -369,6 +375,21 @@ fn occupant(program: &Program, refusal: &SysError) -> Option<AttachedProgram> {
     None
 }
 
+/// No way was left. A tracepoint has a program once, and `EEXIST` says that it
+/// has it.
+#[cold]
+fn refused(program: &Program, target: &str, tried: Vec<(&'static str, SysError)>) -> LinkError {
+    let taken = tried.last().filter(|(_, err)| err.is(Errno::EEXIST));
+    match (taken, sys::prog_info(program.as_fd())) {
+        (Some((_, source)), Ok(own)) => LinkError::AlreadyAttached {
+            target: target.to_owned(),
+            by: AttachedProgram::itself(&own),
+            source: source.clone(),
+        },
+        _ => failed(target, tried),
+    }
+}
+
 /// How a program is put on a perf event.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Way {
@@ -430,11 +451,21 @@ pub(super) fn on_event(
                 // link, E2BIG that they know no cookie; any other answer would
                 // be the ioctl's too.
                 let unknown = err.is(Errno::EINVAL) || err.is(Errno::E2BIG);
+                let only = way.by == Some(Mechanism::PerfEventLink);
+                if only
+                    && err.is(Errno::EINVAL)
+                    && let Some(found) = program.attach_type()
+                {
+                    // A multi link's, to which no other link is made.
+                    drop(event);
+                    let hook = AttachType::PERF_EVENT;
+                    return Err(LinkError::WrongAttachType { hook, found });
+                }
                 tried.push(("perf event link", err));
-                if !unknown || way.by == Some(Mechanism::PerfEventLink) {
+                if !unknown || only {
                     // Before what made it in tracefs is removed.
                     drop(event);
-                    return Err(failed(&target, tried));
+                    return Err(refused(program, &target, tried));
                 }
             }
         }
@@ -454,7 +485,7 @@ pub(super) fn on_event(
         Err(err) => {
             tried.push(("perf event ioctl", err));
             drop(event);
-            Err(failed(&target, tried))
+            Err(refused(program, &target, tried))
         }
     }
 }
@@ -468,6 +499,27 @@ pub(super) fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> Link
         target: target.to_owned(),
         tried,
         cure,
+    }
+}
+
+/// What `kernel.perf_event_paranoid` may be at most for a process without
+/// `CAP_PERFMON` that opens an event.
+pub(super) mod paranoid {
+    /// A tracepoint's, for all processes.
+    pub(crate) const TRACEPOINT: i64 = -1;
+    /// A counter's, for all that a CPU does.
+    pub(crate) const CPU: i64 = 0;
+    /// A counter's, for one thread, in the kernel too.
+    pub(crate) const THREAD: i64 = 1;
+}
+
+/// A perf event could not be opened.
+#[cold]
+pub(super) fn not_opened(target: &str, err: SysError, allowed: i64) -> LinkError {
+    LinkError::Attach {
+        target: target.to_owned(),
+        cure: cure::find_for_event(&err, allowed),
+        tried: vec![("perf_event_open", err)],
     }
 }
 

@@ -14,9 +14,9 @@ use super::probe::{
     Place, ProbeOn, attach, c_string, is_session, may_go_one_by_one, nothing_there, one_by_one,
     session_refused, wants,
 };
-use super::symbols;
 use super::trace::{Way, expect_type, failed};
 use super::{Link, Mechanism};
+use super::{library, symbols};
 use crate::cure::Cure;
 use crate::error::LinkError;
 use crate::program::Program;
@@ -24,8 +24,9 @@ use crate::program::Program;
 /// Which places of a user binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserPlace {
-    /// A function of `.symtab` or `.dynsym`, perhaps with a version
-    /// (`fork@GLIBC_2.2.5`), and bytes into it.
+    /// A function of `.symtab` or `.dynsym`, and bytes into it. Perhaps with
+    /// a version: `fork@GLIBC_2.2.5` is of this version, `fork@@GLIBC_2.34`
+    /// too, and what programs are linked with today.
     Symbol {
         /// Its name.
         name: String,
@@ -42,7 +43,8 @@ pub enum UserPlace {
 pub struct Uprobe {
     /// The executable or library. With [`Uprobe::pid`](#structfield.pid) it
     /// is looked up in that process's root; a bare name is a library, looked
-    /// for in its mappings and then where the dynamic linker would.
+    /// for in its mappings and then where the dynamic linker would: below
+    /// `$LD_LIBRARY_PATH`, in `/etc/ld.so.cache`, in the usual directories.
     pub path: PathBuf,
     /// Where in it.
     pub place: UserPlace,
@@ -313,7 +315,7 @@ impl Link {
 }
 
 pub(super) fn find_binary(path: &Path, pid: Option<u32>) -> Result<PathBuf, LinkError> {
-    symbols::user_file(path, pid).map_err(|source| LinkError::NoTarget {
+    library::user_file(path, pid).map_err(|source| LinkError::NoTarget {
         kind: "binary",
         name: path.display().to_string(),
         source,

@@ -27,14 +27,16 @@ bitflags! {
     }
 }
 
+/// _LINUX_CAPABILITY_VERSION_3 and pid 0, the calling thread. With it go two
+/// times effective, permitted, inheritable: low and high halves.
+const HEADER: [u32; 2] = [0x2008_0522, 0];
+
 /// The calling thread's effective capabilities.
 ///
 /// # Errors
 /// None that a working system gives; whatever capget(2) returns otherwise.
 pub fn effective_capabilities() -> Result<Capabilities> {
-    // _LINUX_CAPABILITY_VERSION_3 and pid 0, the calling thread.
-    let header = [0x2008_0522_u32, 0];
-    // Two times effective, permitted, inheritable: low and high halves.
+    let header = HEADER;
     let mut data = [0_u32; 6];
     let (header, data_ptr) = (header.as_ptr(), data.as_mut_ptr());
     retry_eintr("capget", || {
@@ -44,6 +46,24 @@ pub fn effective_capabilities() -> Result<Capabilities> {
     })?;
     let bits = u64::from(data[0]) | u64::from(data[3]) << 32;
     Ok(Capabilities::from_bits_retain(bits))
+}
+
+/// Gives up all capabilities but these, for good, in the calling thread and
+/// what it starts. Other threads of the process keep theirs.
+///
+/// # Errors
+/// `EPERM` if `kept` has one that the thread does not have.
+pub fn keep_capabilities(kept: Capabilities) -> Result<()> {
+    let header = HEADER;
+    let (low, high) = (kept.bits() as u32, (kept.bits() >> 32) as u32);
+    let data = [low, low, 0, high, high, 0_u32];
+    let (header, data_ptr) = (header.as_ptr(), data.as_ptr());
+    retry_eintr("capset", || {
+        // SAFETY: version 3 reads an 8-byte header and two structs of three
+        // u32 each, which is the size of `data`; both outlive the call.
+        unsafe { libc::syscall(libc::SYS_capset, header, data_ptr) }
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -67,5 +87,21 @@ mod tests {
         .unwrap();
         let caps = effective_capabilities().unwrap();
         assert_eq!(Some(caps.bits()), from_proc);
+    }
+
+    #[test]
+    fn a_thread_gives_up_capabilities() {
+        let before = effective_capabilities().unwrap();
+        let kept = before & (Capabilities::BPF | Capabilities::NET_ADMIN);
+        std::thread::spawn(move || {
+            keep_capabilities(kept).unwrap();
+            assert_eq!(effective_capabilities().unwrap(), kept);
+            keep_capabilities(Capabilities::empty()).unwrap();
+            let err = keep_capabilities(Capabilities::BPF).unwrap_err();
+            assert!(err.is(crate::Errno::EPERM), "{err}");
+        })
+        .join()
+        .unwrap();
+        assert_eq!(effective_capabilities().unwrap(), before);
     }
 }

@@ -16,7 +16,7 @@ mod read;
 mod settings;
 mod version;
 
-pub use capabilities::{Capabilities, effective_capabilities};
+pub use capabilities::{Capabilities, effective_capabilities, keep_capabilities};
 pub use cpus::{online_cpus, parse_cpu_list, possible_cpus, usable_cpus};
 pub(crate) use kallsyms::split_module;
 pub use kallsyms::{Symbol, SymbolScan, for_each_symbol, parse_symbol};
