@@ -11,6 +11,8 @@
 )]
 
 mod common;
+#[path = "killed/together.rs"]
+mod together;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd};

@@ -16,6 +16,10 @@ mod common;
 
 #[path = "links/mod.rs"]
 mod hooks;
+#[cfg(target_arch = "x86_64")]
+#[path = "links_usdt/marks.rs"]
+#[expect(dead_code, reason = "places that another test needs")]
+mod marks;
 
 /// The table is made of test results; this says when it is older than the
 /// tests.

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::time::Duration;
 
-use ebpf_manager::bpf::{CgroupOptions, Link, Mechanism, Method, Sharing};
+use ebpf_manager::bpf::{CgroupOptions, Link, Mechanism, Method, Sharing, Turn};
 
 use super::life::{Kind, PLAIN, Pin, Second, begin};
 use crate::common::net::{InCgroup, Net};
@@ -20,6 +20,7 @@ const fn since(name: &'static str, major: u32, minor: u32) -> Feature {
 }
 
 const LINK: Feature = since("cgroup link", 5, 7);
+const BEFORE_THOSE_BELOW: Feature = since("running before cgroups below", 6, 15);
 const ATTACH: Feature = since("cgroup programs that share", 4, 15);
 
 /// Attaches by a link and by `BPF_PROG_ATTACH`.
@@ -31,14 +32,28 @@ fn live(name: &str, poke: fn(&Net)) {
 }
 
 fn one_way(name: &str, poke: fn(&Net), method: Method, sharing: Sharing, second: Second) {
-    let net = Net::new();
-    let cgroup = InCgroup::enter();
-    let names = ["first", "second"].map(|which| format!("{name}_{which}"));
     let options = CgroupOptions {
         method,
         sharing,
         ..CgroupOptions::default()
     };
+    with(name, poke, options, second);
+}
+
+fn one_turn(turn: Turn, method: Method) {
+    let options = CgroupOptions {
+        method,
+        turn,
+        ..CgroupOptions::default()
+    };
+    with("egress", udp4, options, Second::Shares);
+}
+
+fn with(name: &str, poke: fn(&Net), options: CgroupOptions, second: Second) {
+    let net = Net::new();
+    let cgroup = InCgroup::enter();
+    let names = ["first", "second"].map(|which| format!("{name}_{which}"));
+    let method = options.method;
     let by_link = method != Method::Classic;
     Kind {
         programs: [&names[0], &names[1]],
@@ -70,6 +85,20 @@ fn one_way(name: &str, poke: fn(&Net), method: Method, sharing: Sharing, second:
 fn egress_by_link() {
     if let Some(_leaks) = begin(&[&LINK]) {
         one_way("egress", udp4, Method::Auto, Sharing::Multi, Second::Shares);
+    }
+}
+
+#[test]
+fn egress_by_link_before_cgroups_below() {
+    if let Some(_leaks) = begin(&[&BEFORE_THOSE_BELOW]) {
+        one_turn(Turn::BeforeThoseBelow, Method::Link);
+    }
+}
+
+#[test]
+fn egress_by_attach_before_cgroups_below() {
+    if let Some(_leaks) = begin(&[&BEFORE_THOSE_BELOW]) {
+        one_turn(Turn::BeforeThoseBelow, Method::Classic);
     }
 }
 

@@ -285,35 +285,10 @@ impl Life<'_> {
         link.detach().unwrap();
     }
 
-    /// The first descriptor it needs cannot be had, then the second, and so
-    /// on: each failure leaves nothing.
     fn failed(&self) {
         let [first, _] = self.kind.programs;
         let program = self.program(first);
-        let before = proc::descriptor_limit().unwrap();
-        // The lowest free number: what is to come gets this and the next.
-        let free = File::open("/dev/null").unwrap().as_raw_fd();
-        let mut link = None;
-        for limit in (u64::try_from(free).unwrap()..).take(64) {
-            let few = Rlimit {
-                soft: limit,
-                ..before
-            };
-            proc::set_descriptor_limit(few).unwrap();
-            let result = (self.kind.attach)(program);
-            proc::set_descriptor_limit(before).unwrap();
-            match result {
-                Ok(attached) => {
-                    link = Some(attached);
-                    break;
-                }
-                Err(err) => {
-                    assert!(err.to_string().contains("EMFILE"), "{err}");
-                    self.silent(first);
-                }
-            }
-        }
-        let link = link.expect("it needs less than so many descriptors");
+        let link = failures(&|| (self.kind.attach)(program), &|| self.silent(first));
         self.fires(first);
         link.detach().unwrap();
     }
@@ -365,6 +340,31 @@ impl Life<'_> {
         assert!(Link::from_pin(&pin).is_err());
         std::fs::remove_file(&pin).unwrap();
     }
+}
+
+/// The first descriptor it needs cannot be had, then the second, and so on:
+/// each failure leaves nothing.
+pub(crate) fn failures(attach: &dyn Fn() -> Result<Link, LinkError>, silent: &dyn Fn()) -> Link {
+    let before = proc::descriptor_limit().unwrap();
+    // The lowest free number: what is to come gets this and the next.
+    let free = File::open("/dev/null").unwrap().as_raw_fd();
+    for limit in (u64::try_from(free).unwrap()..).take(64) {
+        let few = Rlimit {
+            soft: limit,
+            ..before
+        };
+        proc::set_descriptor_limit(few).unwrap();
+        let result = attach();
+        proc::set_descriptor_limit(before).unwrap();
+        match result {
+            Ok(attached) => return attached,
+            Err(err) => {
+                assert!(err.to_string().contains("EMFILE"), "{err}");
+                silent();
+            }
+        }
+    }
+    panic!("it needs less than so many descriptors");
 }
 
 /// It says that no kernel can, and how it is attached.

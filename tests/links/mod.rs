@@ -7,6 +7,7 @@ mod namespace;
 mod probe;
 mod route;
 mod socket;
+mod structure;
 mod tc;
 mod trace;
 mod xdp;

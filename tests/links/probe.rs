@@ -1,16 +1,28 @@
 //! Kernel and user functions, by every mechanism.
 
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use ebpf_manager::bpf::{
-    Kprobe, KprobeMulti, Link, Mechanism, Uprobe, UprobeMulti, syscall_function,
+    Kprobe, KprobeMulti, Link, Mechanism, Uprobe, UprobeMulti, Usdt, syscall_function,
 };
 use ebpf_manager::elf::symbols;
 
-use super::life::{Can, Kind, PLAIN, Pin, begin};
+use super::life::{Can, Kind, PLAIN, Pin, begin, load};
 use crate::common::{Feature, KPROBE, KPROBE_MULTI, KPROBE_PMU, PERF_LINK, UPROBE, UPROBE_MULTI};
 
 /// Events in tracefs.
 const KPROBE_EVENTS: Feature = KPROBE.mounted("tracefs");
 const UPROBE_EVENTS: Feature = UPROBE.mounted("tracefs");
+
+/// Programs that run at entry and return of each call.
+const KPROBE_SESSION: Feature =
+    Feature::new("kprobe.session", 6, 10).config(&["CONFIG_KPROBES", "CONFIG_FPROBE"]);
+const UPROBE_SESSION: Feature =
+    Feature::new("uprobe.session", 6, 13).config(&["CONFIG_UPROBES", "CONFIG_UPROBE_EVENTS"]);
+/// Uprobes with a counter of who is attached.
+const USDT: Feature = Feature::new("uprobe reference counter", 4, 20)
+    .config(&["CONFIG_UPROBES", "CONFIG_UPROBE_EVENTS"]);
 
 /// What links to functions share: no other program takes their place.
 const FUNCTION: Kind<'static> = Kind {
@@ -89,13 +101,17 @@ fn uprobe(mechanism: Mechanism, on_return: bool) {
 }
 
 fn kprobe_multi(on_return: bool) {
+    kernel_functions(["kprobe_multi_first", "kprobe_multi_second"], on_return);
+}
+
+fn kernel_functions(programs: [&str; 2], on_return: bool) {
     let names = ["getpid", "getppid"].map(|name| syscall_function(name).unwrap());
     let mut probe = KprobeMulti::symbols(names);
     if on_return {
         probe = probe.on_return();
     }
     Kind {
-        programs: ["kprobe_multi_first", "kprobe_multi_second"],
+        programs,
         mechanism: Mechanism::KprobeMulti,
         attach: &|program| Link::kprobe_multi(program, &probe),
         poke: &getpid,
@@ -106,12 +122,16 @@ fn kprobe_multi(on_return: bool) {
 }
 
 fn uprobe_multi(on_return: bool) {
+    user_functions(["uprobe_multi_first", "uprobe_multi_second"], on_return);
+}
+
+fn user_functions(programs: [&str; 2], on_return: bool) {
     let mut probe = UprobeMulti::symbols("/proc/self/exe", [probed_symbol()]);
     if on_return {
         probe = probe.on_return();
     }
     Kind {
-        programs: ["uprobe_multi_first", "uprobe_multi_second"],
+        programs,
         mechanism: Mechanism::UprobeMulti,
         attach: &|program| Link::uprobe_multi(program, &probe),
         poke: &call,
@@ -155,4 +175,82 @@ probes! {
         [UPROBE] uprobe(Mechanism::PerfEventIoctl);
     uprobe_by_tracefs_event, uretprobe_by_tracefs_event
         [UPROBE_EVENTS] uprobe(Mechanism::ProbeEvent);
+}
+
+#[test]
+fn kprobe_session() {
+    if let Some(_leaks) = begin(&[&KPROBE_SESSION]) {
+        kernel_functions(["kprobe_session_first", "kprobe_session_second"], false);
+    }
+}
+
+#[test]
+fn uprobe_session() {
+    if let Some(_leaks) = begin(&[&UPROBE_SESSION]) {
+        user_functions(["uprobe_session_first", "uprobe_session_second"], false);
+    }
+}
+
+/// A place of this program that is marked, with a counter and arguments, by
+/// the assembler of this architecture.
+#[cfg(target_arch = "x86_64")]
+fn usdt(mechanism: Mechanism) {
+    // The maps that tell where the arguments are must outlive the programs.
+    let holder = load("usdt.bpf.o", &["on_usdt"], Vec::new());
+    let specs = holder.usdt_specs().unwrap().unwrap();
+    // Kernels without cookies know places by their address in one process.
+    let place = Usdt::new("/proc/self/exe", "ebpf_manager", "marked")
+        .pid(std::process::id())
+        .attach_by(mechanism);
+    Kind {
+        programs: match mechanism {
+            // Programs of section `usdt` are for multi links, where there are.
+            Mechanism::PerfEventLink => ["uprobe_first", "uprobe_second"],
+            _ => ["usdt_first", "usdt_second"],
+        },
+        mechanism,
+        attach: &|program| Link::usdt(program, Some(&specs), &place),
+        poke: &|| crate::marks::marked(1, 2, &[0; 8], 3),
+        pin: pin(mechanism),
+        ..FUNCTION
+    }
+    .live();
+    // The kernel lets go of what a pin held when it has the time.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while crate::marks::COUNTER.load(Ordering::Relaxed) != 0 {
+        assert!(Instant::now() < deadline, "it counts on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn usdt_by_multi_link() {
+    if let Some(_leaks) = begin(&[&USDT, &UPROBE_MULTI]) {
+        usdt(Mechanism::UprobeMulti);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn usdt_by_perf_event_link() {
+    if let Some(_leaks) = begin(&[&USDT, &PERF_LINK]) {
+        usdt(Mechanism::PerfEventLink);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn usdt_by_perf_event_ioctl() {
+    if let Some(_leaks) = begin(&[&USDT]) {
+        usdt(Mechanism::PerfEventIoctl);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn usdt_by_tracefs_event() {
+    if let Some(_leaks) = begin(&[&USDT, &UPROBE_EVENTS]) {
+        usdt(Mechanism::ProbeEvent);
+    }
 }

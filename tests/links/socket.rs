@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
 
-use ebpf_manager::bpf::{Errno, Link, Mechanism, Method};
+use ebpf_manager::bpf::{Collection, Errno, Link, Map, Mechanism, Method};
 use ebpf_manager_sys::{netns, socket};
 
-use super::life::{Can, Kind, PLAIN, Pin, Second, begin, load};
+use super::life::{Can, Kind, PLAIN, Pin, Second, begin, count, load};
 use crate::common::net::{Net, connection, local_pair};
 use crate::common::{Feature, ROOT, kernel_version, skip};
 
@@ -83,12 +83,40 @@ enum Data {
     Received,
 }
 
-fn sockmap(object: &'static str, programs: [&'static str; 2], data: Data, method: Method) {
+/// Two maps of sockets, by number and by key, which must outlive the programs
+/// attached to them: those are of other collections.
+struct Maps {
+    _holders: [Collection; 2],
+    by_number: Map,
+    by_key: Map,
+}
+
+fn maps() -> Maps {
+    let holders = [
+        ("net.bpf.o", "message_first"),
+        ("hooks.bpf.o", "lwt_in_first"),
+    ]
+    .map(|(object, program)| load(object, &[program], Vec::new()));
+    let [net, hooks] = &holders;
+    Maps {
+        by_number: net.map("sockets").unwrap().clone(),
+        by_key: hooks.map("sockets_by_key").unwrap().clone(),
+        _holders: holders,
+    }
+}
+
+const MESSAGES: [&str; 2] = ["message_first", "message_second"];
+const VERDICTS: [&str; 2] = ["verdict_first", "verdict_second"];
+const STREAM_VERDICTS: [&str; 2] = ["stream_verdict_first", "stream_verdict_second"];
+const PARSERS: [&str; 2] = ["parser_first", "parser_second"];
+
+fn sockmap(map: &Map, programs: [&'static str; 2], data: Data, method: Method) {
     let net = Net::new();
-    // Programs of one collection are attached to the map of another, because
-    // the map must outlive them.
-    let holder = load("net.bpf.o", &["message_first"], Vec::new());
-    let map = holder.map("sockets").unwrap();
+    let object = if programs == MESSAGES {
+        "net.bpf.o"
+    } else {
+        "hooks.bpf.o"
+    };
     let by_link = method == Method::Link;
     // Before, the kernel does not tell who is attached.
     let tells = by_link || kernel_version() >= (5, 17);
@@ -137,72 +165,54 @@ fn sockmap(object: &'static str, programs: [&'static str; 2], data: Data, method
     .live();
 }
 
-#[test]
-fn sk_msg_by_link() {
-    if let Some(_leaks) = begin(&[&SOCKMAP_LINK]) {
-        let programs = ["message_first", "message_second"];
-        sockmap("net.bpf.o", programs, Data::Sent, Method::Link);
-    }
-}
-
-#[test]
-fn sk_msg_by_attach() {
-    if let Some(_leaks) = begin(&[&SOCKMAP]) {
-        let programs = ["message_first", "message_second"];
-        sockmap("net.bpf.o", programs, Data::Sent, Method::Classic);
-    }
-}
-
-#[test]
-fn verdict_by_link() {
-    if let Some(_leaks) = begin(&[&SOCKMAP_LINK]) {
-        let programs = ["verdict_first", "verdict_second"];
-        sockmap("hooks.bpf.o", programs, Data::Received, Method::Link);
-    }
-}
-
-#[test]
-fn verdict_by_attach() {
-    if let Some(_leaks) = begin(&[&STREAM_VERDICT]) {
-        let programs = ["verdict_first", "verdict_second"];
-        sockmap("hooks.bpf.o", programs, Data::Received, Method::Classic);
-    }
-}
-
-#[test]
-fn stream_verdict_by_attach() {
-    if let Some(_leaks) = begin(&[&STREAM_VERDICT]) {
-        let programs = ["stream_verdict_first", "stream_verdict_second"];
-        sockmap("hooks.bpf.o", programs, Data::Received, Method::Classic);
-    }
-}
-
 /// A parser works together with a verdict.
-#[test]
-fn stream_parser_by_attach() {
-    if let Some(_leaks) = begin(&[&STREAM_VERDICT]) {
-        let net = Net::new();
-        let names = ["parser_first", "stream_verdict_first"];
-        let collection = load("hooks.bpf.o", &names, Vec::new());
-        let holder = load("net.bpf.o", &["message_first"], Vec::new());
-        let map = holder.map("sockets").unwrap();
-        let [parser, verdict] = names.map(|name| {
-            let program = collection.program(name).unwrap();
-            Link::sockmap(program, map, Method::Classic).unwrap()
-        });
-        let (mut client, server) = connection(&net);
-        map.set(&0_u32, &server.as_raw_fd().unsigned_abs()).unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        client.write_all(b"x").unwrap();
-        for name in names {
-            while super::life::count(&collection, name) == 0 {
-                assert!(std::time::Instant::now() < deadline, "{name} does not fire");
-                std::thread::sleep(Duration::from_millis(2));
+fn parser(map: &Map, programs: [&'static str; 2], data: Data, method: Method) {
+    let verdicts = load("hooks.bpf.o", &STREAM_VERDICTS[..1], Vec::new());
+    let verdict = verdicts.program(STREAM_VERDICTS[0]).unwrap();
+    let verdict = Link::sockmap(verdict, map, method).unwrap();
+    sockmap(map, programs, data, method);
+    assert_ne!(count(&verdicts, STREAM_VERDICTS[0]), 0);
+    verdict.detach().unwrap();
+}
+
+/// Each kind of program, by link and by attach, on a map by number and on one
+/// by key.
+macro_rules! sockmaps {
+    ($($name:ident, $name_by_key:ident [$feature:expr]
+        $live:ident($programs:expr, $data:expr, $method:expr);)*) => {$(
+        #[test]
+        fn $name() {
+            if let Some(_leaks) = begin(&[&$feature]) {
+                $live(&maps().by_number, $programs, $data, $method);
             }
         }
-        parser.detach().unwrap();
-        verdict.detach().unwrap();
-    }
+
+        #[test]
+        fn $name_by_key() {
+            if let Some(_leaks) = begin(&[&$feature]) {
+                $live(&maps().by_key, $programs, $data, $method);
+            }
+        }
+    )*};
+}
+
+sockmaps! {
+    sk_msg_by_link, sk_msg_of_sockhash_by_link
+        [SOCKMAP_LINK] sockmap(MESSAGES, Data::Sent, Method::Link);
+    sk_msg_by_attach, sk_msg_of_sockhash_by_attach
+        [SOCKMAP] sockmap(MESSAGES, Data::Sent, Method::Classic);
+    verdict_by_link, verdict_of_sockhash_by_link
+        [SOCKMAP_LINK] sockmap(VERDICTS, Data::Received, Method::Link);
+    verdict_by_attach, verdict_of_sockhash_by_attach
+        [STREAM_VERDICT] sockmap(VERDICTS, Data::Received, Method::Classic);
+    stream_verdict_by_link, stream_verdict_of_sockhash_by_link
+        [SOCKMAP_LINK] sockmap(STREAM_VERDICTS, Data::Received, Method::Link);
+    stream_verdict_by_attach, stream_verdict_of_sockhash_by_attach
+        [STREAM_VERDICT] sockmap(STREAM_VERDICTS, Data::Received, Method::Classic);
+    stream_parser_by_link, stream_parser_of_sockhash_by_link
+        [SOCKMAP_LINK] parser(PARSERS, Data::Received, Method::Link);
+    stream_parser_by_attach, stream_parser_of_sockhash_by_attach
+        [STREAM_VERDICT] parser(PARSERS, Data::Received, Method::Classic);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use ebpf_manager::bpf::{
-    AttachTo, IterOver, Link, LinkError, Mechanism, PerfHook, TestRun, Tracing, syscall_function,
+    AttachTo, IterOver, Link, LinkError, Mechanism, PerfHook, Program, TestRun, Tracing,
+    syscall_function,
 };
 
 use super::life::{Can, Kind, PLAIN, Pin, Second, begin, count, load};
@@ -14,7 +15,12 @@ use crate::common::{
 };
 
 const RAW_TRACEPOINT: Feature = Feature::new("raw tracepoint", 4, 17);
+const WRITABLE: Feature = Feature::new("writable raw tracepoint", 5, 2);
 const TP_BTF: Feature = Feature::new("tp_btf", 5, 5).config(&["CONFIG_DEBUG_INFO_BTF"]);
+/// One program at entry and exit.
+const FSESSION: Feature = Feature::new("fsession", 7, 0)
+    .config(&["CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"])
+    .refused_in_lockdown();
 const ITERATOR: Feature = Feature::new("iterator", 5, 8).config(&["CONFIG_DEBUG_INFO_BTF"]);
 const SYSCALL: Feature = Feature::new("syscall programs", 5, 14);
 
@@ -49,24 +55,24 @@ fn tracepoint() {
         },
         attach: &|program| Link::tracepoint(program, "raw_syscalls", "sys_enter"),
         poke: &getpid,
-        again: Second::Refused,
+        again: Second::RefusedByName,
         pin: if by_link { Pin::Holds } else { Pin::Impossible },
         ..HOOK
     }
     .live();
 }
 
-fn raw(programs: [&str; 2]) {
+fn raw(programs: [&str; 2], tracepoint: &str, poke: &dyn Fn()) {
     Kind {
         programs,
         mechanism: Mechanism::RawTracepointOpen,
-        attach: &|program| Link::raw_tracepoint(program, "sys_enter"),
-        poke: &getpid,
+        attach: &|program| Link::raw_tracepoint(program, tracepoint),
+        poke,
         // Before, a program is at a tracepoint once.
         again: if kernel_version() >= (6, 10) {
             Second::Shares
         } else {
-            Second::Refused
+            Second::RefusedByName
         },
         ..HOOK
     }
@@ -76,8 +82,29 @@ fn raw(programs: [&str; 2]) {
 #[test]
 fn raw_tracepoint() {
     if let Some(_leaks) = begin(&[&RAW_TRACEPOINT]) {
-        raw(["raw_tracepoint_first", "raw_tracepoint_second"]);
+        let programs = ["raw_tracepoint_first", "raw_tracepoint_second"];
+        raw(programs, "sys_enter", &getpid);
     }
+}
+
+#[test]
+fn raw_tracepoint_writable() {
+    if let Some(_leaks) = begin(&[&WRITABLE]) {
+        let target = load("hooks.bpf.o", &["whole"], Vec::new());
+        let whole = target.program("whole").unwrap();
+        let programs = ["raw_writable_first", "raw_writable_second"];
+        raw(programs, "bpf_test_finish", &|| test_run(whole));
+    }
+}
+
+/// Runs a program for packets once.
+fn test_run(program: &Program) {
+    let mut run = TestRun {
+        data_in: &[0; 64],
+        repeat: 1,
+        ..TestRun::default()
+    };
+    program.test_run(&mut run).unwrap();
 }
 
 // ------------------------------------------------------------------ counters
@@ -174,6 +201,13 @@ fn fexit() {
 }
 
 #[test]
+fn fsession() {
+    if let Some(_leaks) = begin(&[&FSESSION]) {
+        traced("fsession", Some("getpid"), None, &getpid, Second::Refused);
+    }
+}
+
+#[test]
 fn fmod_ret() {
     if let Some(_leaks) = begin(&[&TRAMPOLINE]) {
         traced("fmod_ret", None, newest(), &open_file, Second::Refused);
@@ -214,14 +248,7 @@ fn freplace() {
     let target = load("hooks.bpf.o", &["whole"], Vec::new());
     let whole = target.program("whole").unwrap();
     let names = ["freplace_first", "freplace_second"];
-    let run = || {
-        let mut run = TestRun {
-            data_in: &[0; 64],
-            repeat: 1,
-            ..TestRun::default()
-        };
-        whole.test_run(&mut run).unwrap();
-    };
+    let run = || test_run(whole);
     Kind {
         programs: names,
         attach_to: &|| {

@@ -1,10 +1,12 @@
 //! Probes of functions in files, one by one, many at a time and in sessions.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use common::{PERF_LINK, UPROBE, UPROBE_MULTI, mount_of};
-use ebpf_manager::bpf::{SysError, Uprobe, UprobeMulti, remove_stale_probe_events};
+use ebpf_manager::bpf::{Closing, SysError, Uprobe, UprobeMulti, remove_stale_probe_events};
 use ebpf_manager::{Hook, Manager, ObjectSource, Probe};
+use ebpf_manager_sys::{mntns, proc};
 
 use super::*;
 
@@ -30,6 +32,90 @@ fn links_trace_uprobe_session() {
             Link::uprobe_multi(program, &probe)
         });
     }
+}
+
+/// Where the probe unit is missing the reason stays in the error, even if an
+/// event in tracefs was made and then something else was wanting.
+#[test]
+fn links_trace_uprobe_errors_tell_every_way_tried() {
+    if !require(&UPROBE_EVENTS) || !require(&PERF_LINK) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let symbol = probed_symbol();
+    let attach = || {
+        let units = "/sys/bus/event_source/devices";
+        mntns::mount_privately("tmpfs", std::path::Path::new(units)).unwrap();
+        let mut errors = Vec::new();
+        let attach = || {
+            let probe = Uprobe::symbol("/proc/self/exe", &symbol);
+            Link::uprobe(fixture.program("on_uprobe"), &probe)
+        };
+        let before = proc::descriptor_limit().unwrap();
+        let free = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+        for soft in (u64::try_from(free).unwrap()..).take(64) {
+            proc::set_descriptor_limit(proc::Rlimit { soft, ..before }).unwrap();
+            let result = attach();
+            proc::set_descriptor_limit(before).unwrap();
+            match result {
+                Ok(link) => {
+                    assert_eq!(link.mechanism(), Mechanism::ProbeEvent);
+                    let [(way, err)] = link.fallbacks() else {
+                        panic!("{:?}", link.fallbacks());
+                    };
+                    assert!(
+                        *way == "perf event" && err.is(Errno::ENOENT),
+                        "{way}: {err}"
+                    );
+                    return errors;
+                }
+                Err(err) => errors.push(err.to_string()),
+            }
+        }
+        panic!("{errors:?}");
+    };
+    let errors = std::thread::scope(|scope| scope.spawn(attach).join().unwrap());
+    let at_the_link: Vec<_> = errors
+        .iter()
+        .filter(|err| err.contains("perf event link: "))
+        .collect();
+    assert!(!at_the_link.is_empty(), "{errors:?}");
+    for err in at_the_link {
+        assert!(err.contains("by perf event: open"), "{err}");
+        assert!(err.contains("ENOENT"), "{err}");
+    }
+}
+
+#[test]
+fn links_trace_many_links_are_detached_together() {
+    if !require(&UPROBE_MULTI) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&["on_uprobe_multi"]);
+    let program = fixture.program("on_uprobe_multi");
+    let symbol = probed_symbol();
+    let attach = |count: u64| -> Vec<Link> {
+        let probe = UprobeMulti::symbols("/proc/self/exe", [&symbol]);
+        let link = |_| Link::uprobe_multi(program, &probe).unwrap();
+        let links = (0..count).map(link).collect();
+        assert_eq!(fixture.counted(&call_probed), count);
+        links
+    };
+    // One after the other, and by threads.
+    for count in [0, 1, 7, 24] {
+        assert_eq!(Link::detach_all(attach(count)), []);
+        assert_eq!(fixture.counted(&call_probed), 0, "{count}");
+    }
+    // Without waiting.
+    let closing = Closing::start(attach(24));
+    assert_eq!(closing.wait_until(std::time::Instant::now()), []);
+    let left = closing.left();
+    assert!(left.iter().all(|place| *place < 24), "{left:?}");
+    assert_eq!(closing.clone().wait(), []);
+    assert!(closing.is_done() && closing.left().is_empty());
+    assert_eq!(fixture.counted(&call_probed), 0);
 }
 
 fn uprobe_by(mechanism: Mechanism) {

@@ -11,6 +11,7 @@ BEGIN {
     title["probe"] = "Kernel and user functions"
     title["route"] = "Routes (lightweight tunnels)"
     title["socket"] = "Sockets"
+    title["structure"] = "Structures of the kernel (struct_ops)"
     title["tc"] = "Traffic control"
     title["trace"] = "Tracepoints, counters, programs loaded for their hook"
     title["xdp"] = "XDP"

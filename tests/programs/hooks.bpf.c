@@ -11,6 +11,7 @@ LICENSE;
 
 #define BPF_MAP_TYPE_DEVMAP 14
 #define BPF_MAP_TYPE_CPUMAP 16
+#define BPF_MAP_TYPE_SOCKHASH 18
 
 #define XDP_DROP 1
 #define XDP_PASS 2
@@ -45,6 +46,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct redirect);
 } cpus SEC(".maps");
+
+/* As net.bpf.c has them by number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 4);
+	__type(key, __u32);
+	__type(value, __u32);
+} sockets_by_key SEC(".maps");
 
 /* Only this process is counted, where a hook is not the test's alone. */
 const volatile __u32 target_tgid = 0;
@@ -140,13 +149,26 @@ int xdp_to_cpu(struct xdp_md *ctx)
 
 TRACING("?kprobe", kprobe)
 TRACING("?kprobe.multi", kprobe_multi)
+TRACING("?kprobe.session", kprobe_session)
 TRACING("?uprobe", uprobe)
 TRACING("?uprobe.multi", uprobe_multi)
+TRACING("?uprobe.session", uprobe_session)
+TRACING("?usdt", usdt)
 TRACING("?perf_event", perf_event)
 TRACING("?fentry", fentry)
 TRACING("?fexit", fexit)
+TRACING("?fsession", fsession)
 TRACING("?fmod_ret/security_file_open", fmod_ret)
 TRACING("?lsm/file_open", lsm)
+
+/* What a writable tracepoint gives to be written. */
+static __always_inline bool rewrites(__u64 *ctx)
+{
+	volatile int *result = (volatile int *)ctx[0];
+
+	*result = *result;
+	return true;
+}
 
 #define IS_CALL(number) ((number) == target_syscall && is_ours())
 
@@ -154,7 +176,8 @@ TRACING("?lsm/file_open", lsm)
 PAIR("?tracepoint/raw_syscalls/sys_enter", tracepoint, __u64, IS_CALL(ctx[1]), 0)
 /* Arguments: the registers and the number of the call. */
 PAIR("?raw_tracepoint/sys_enter", raw_tracepoint, __u64, IS_CALL(ctx[1]), 0)
-PAIR("?raw_tp.w/sys_enter", raw_writable, __u64, IS_CALL(ctx[1]), 0)
+/* A test run ends, with a result that the program may change. */
+PAIR("?raw_tp.w/bpf_test_finish", raw_writable, __u64, is_ours() && rewrites(ctx), 0)
 PAIR("?tp_btf/sys_enter", tp_btf, __u64, IS_CALL(ctx[1]), 0)
 
 /* Called by the test itself. */
