@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ebpf_manager_bpf::elf::edit::{PatchError, Patcher, ProgramEditor};
 use ebpf_manager_bpf::elf::{MapSpec, ProgramSpec};
-use ebpf_manager_bpf::{LoadOptions, Map, NetNamespace, Pod, ProgramCopy, pod};
+use ebpf_manager_bpf::{Map, NetNamespace, Pod, ProgramCopy, pod};
 
 use crate::cleanup::{MapEntry, Origin, Undo};
 use crate::closing;
@@ -153,7 +153,7 @@ impl Manager {
         &self,
         spec: &MapSpec,
         options: &MapOptions,
-        stream: Stream,
+        mut stream: Stream,
     ) -> Result<Map, ManagerError> {
         if stream.map() != spec.name || stream.map_type() != spec.map_type {
             return Err(not_there(kind_of(&stream), stream.map().to_owned()));
@@ -161,6 +161,9 @@ impl Manager {
         let mut change = self.inner.change()?;
         let mut undo = Undo::default();
         let map = change.add_map(spec, options, &mut undo)?;
+        if let Some((options, settle)) = &self.inner.declaration.perf_buffers {
+            settle(&mut stream, options);
+        }
         let streams = [Arc::new(stream)];
         let readers = Readers::start(&streams, &|_| Some(map.clone()))?;
         self.inner.readers.lock().push(readers);
@@ -522,8 +525,14 @@ fn load_clone(
         }
         &edited
     };
-    let mut options = LoadOptions::default();
-    options.kernel_btf.clone_from(&declaration.kernel_btf);
+    let mut options = crate::load::options(declaration)?;
+    // It goes where the original does, unless the declaration says otherwise.
+    let mut all = std::mem::take(&mut options.attach_to);
+    let place = [&copy.name, function].into_iter().find_map(|name| {
+        let at = all.iter().position(|to| to.name() == name)?;
+        Some(all.swap_remove(at).named(&copy.name))
+    });
+    options.attach_to.extend(place);
     options.patchers = declaration.patchers();
     let program = base.collection.load_copy(object, copy, options)?;
     Ok(ProgramRef::own(program))

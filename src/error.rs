@@ -73,7 +73,7 @@ pub enum ManagerError {
     Map(Box<MapError>),
     /// A program could not be opened, pinned or asked.
     #[error(transparent)]
-    Program(Box<ProgramError>),
+    Program(Arc<ProgramError>),
     /// A route could not be made; those before it are taken back.
     #[error("route {route}: {source}")]
     Route {
@@ -205,7 +205,7 @@ impl From<MapError> for ManagerError {
 
 impl From<ProgramError> for ManagerError {
     fn from(err: ProgramError) -> ManagerError {
-        ManagerError::Program(Box::new(err))
+        ManagerError::Program(Arc::new(err))
     }
 }
 
@@ -215,7 +215,7 @@ impl ManagerError {
         match error {
             ProbeError::Attach(source) => ManagerError::Attach { probe, source },
             ProbeError::NoHook { section } => ManagerError::NoHook { probe, section },
-            ProbeError::Load(source) => ManagerError::Program(Box::new((*source).clone())),
+            ProbeError::Load(source) => ManagerError::Program(source),
             error => ManagerError::Selection {
                 selector: probe.to_string(),
                 failed: vec![(probe, error)],

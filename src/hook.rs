@@ -17,11 +17,20 @@ use ebpf_manager_bpf::{
     XdpOptions, remove_stale_probe_events,
 };
 
+use crate::defaults::Defaults;
 use crate::probe::ProbeId;
 
+/// What is attached, and on whose behalf.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'s> {
+    pub(crate) id: &'s ProbeId,
+    pub(crate) program: &'s Program,
+    pub(crate) collection: &'s Collection,
+    pub(crate) defaults: &'s Defaults,
+}
+
 /// `Ok(None)`: the section name does not say where.
-type Attach =
-    dyn Fn(&ProbeId, &Program, &Collection) -> Result<Option<Link>, LinkError> + Send + Sync;
+type Attach = dyn Fn(&Site<'_>) -> Result<Option<Link>, LinkError> + Send + Sync;
 
 /// A place in the kernel that programs are attached to, with the options that
 /// belong to it. Clones share what it holds: a socket, a namespace.
@@ -96,9 +105,7 @@ impl Hook {
     pub fn section() -> Hook {
         Hook {
             kind: "section",
-            attach: Arc::new(|_, program, collection| {
-                attach_by_section(program, collection).transpose()
-            }),
+            attach: Arc::new(|site| attach_by_section(site).transpose()),
             sweep: Some(sweep_by_section),
             namespace: None,
         }
@@ -113,7 +120,7 @@ impl Hook {
     ) -> Hook {
         Hook {
             kind,
-            attach: Arc::new(move |_, program, collection| attach(program, collection).map(Some)),
+            attach: Arc::new(move |site| attach(site.program, site.collection).map(Some)),
             sweep: None,
             namespace: None,
         }
@@ -161,12 +168,7 @@ impl Hook {
     /// is labelled with the probe's [uid](crate::ProbeId::uid).
     pub fn kprobe(probe: Kprobe) -> Hook {
         Hook {
-            attach: Arc::new(move |id, program, _| {
-                if id.uid.is_empty() || !probe.label.is_empty() {
-                    return Link::kprobe(program, &probe).map(Some);
-                }
-                Link::kprobe(program, &probe.clone().label(&id.uid)).map(Some)
-            }),
+            attach: Arc::new(move |site| site.kprobe(probe.clone()).map(Some)),
             kind: "kprobe",
             sweep: None,
             namespace: None,
@@ -185,12 +187,7 @@ impl Hook {
     /// A place in an executable or library. Linux 4.3.
     pub fn uprobe(probe: Uprobe) -> Hook {
         Hook {
-            attach: Arc::new(move |id, program, _| {
-                if id.uid.is_empty() || !probe.label.is_empty() {
-                    return Link::uprobe(program, &probe).map(Some);
-                }
-                Link::uprobe(program, &probe.clone().label(&id.uid)).map(Some)
-            }),
+            attach: Arc::new(move |site| site.uprobe(probe.clone()).map(Some)),
             kind: "uprobe",
             sweep: None,
             namespace: None,
@@ -283,8 +280,9 @@ impl Hook {
         let namespace = interface.declared_namespace().cloned();
         Hook {
             kind: "traffic control",
-            attach: Arc::new(move |id, program, _| {
-                Link::tc(program, &interface, direction, &attach.with_uid(&id.uid)).map(Some)
+            attach: Arc::new(move |site| {
+                let attach = attach.with_uid(&site.id.uid);
+                Link::tc(site.program, &interface, direction, &attach).map(Some)
             }),
             sweep: None,
             namespace,
@@ -392,15 +390,29 @@ impl Hook {
         })
     }
 
-    /// Attaches `program` of `collection` for the probe `id`; `Ok(None)` if the section name does
-    /// not say where.
-    pub(crate) fn attach(
-        &self,
-        id: &ProbeId,
-        program: &Program,
-        collection: &Collection,
-    ) -> Result<Option<Link>, LinkError> {
-        (self.attach)(id, program, collection)
+    /// Attaches; `Ok(None)` if the section name does not say where.
+    pub(crate) fn attach(&self, site: &Site<'_>) -> Result<Option<Link>, LinkError> {
+        (self.attach)(site)
+    }
+}
+
+impl Site<'_> {
+    fn kprobe(&self, mut probe: Kprobe) -> Result<Link, LinkError> {
+        self.label(&mut probe.label);
+        self.defaults.complete(&mut probe)?;
+        Link::kprobe(self.program, &probe)
+    }
+
+    fn uprobe(&self, mut probe: Uprobe) -> Result<Link, LinkError> {
+        self.label(&mut probe.label);
+        self.defaults.complete_user(&mut probe);
+        Link::uprobe(self.program, &probe)
+    }
+
+    fn label(&self, label: &mut String) {
+        if label.is_empty() {
+            label.clone_from(&self.id.uid);
+        }
     }
 }
 
@@ -420,10 +432,17 @@ fn sweep_by_section(program: &Program) -> bool {
 
 /// Attaches where the section name says; `None` if it names no target or a
 /// kind of hook that needs more than a name.
-fn attach_by_section(
-    program: &Program,
-    collection: &Collection,
-) -> Option<Result<Link, LinkError>> {
+fn attach_by_section(site: &Site<'_>) -> Option<Result<Link, LinkError>> {
+    let Site {
+        program,
+        collection,
+        ..
+    } = *site;
+    if let Some(hook) = site.defaults.hook_of(program.section()) {
+        // One that leaves it to the section is not asked again.
+        let defaults = &site.defaults.without_hooks();
+        return hook.attach(&Site { defaults, ..*site }).transpose();
+    }
     match (program.program_type(), program.attach_type()) {
         (ProgramType::SK_LOOKUP, _) => return Some(Link::sk_lookup(program, None)),
         (ProgramType::FLOW_DISSECTOR, _) => {
@@ -448,9 +467,9 @@ fn attach_by_section(
         }
         ProgramType::KPROBE => {
             SectionProbe::parse(program.section(), target).map(|probe| match probe {
-                SectionProbe::Kprobe(probe) => Link::kprobe(program, &probe),
+                SectionProbe::Kprobe(probe) => site.kprobe(probe),
                 SectionProbe::KprobeMulti(probe) => Link::kprobe_multi(program, &probe),
-                SectionProbe::Uprobe(probe) => Link::uprobe(program, &probe),
+                SectionProbe::Uprobe(probe) => site.uprobe(probe),
                 SectionProbe::UprobeMulti(probe) => Link::uprobe_multi(program, &probe),
                 SectionProbe::Usdt(probe) => collection
                     .usdt_specs()

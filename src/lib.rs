@@ -37,6 +37,7 @@ mod change;
 mod cleanup;
 mod closing;
 mod constant;
+mod defaults;
 mod error;
 mod hook;
 mod live;

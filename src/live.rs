@@ -18,8 +18,10 @@ use ebpf_manager_bpf::{
 
 use crate::bypass::Bypass;
 use crate::cleanup::MapEntry;
+use crate::defaults::Defaults;
+use crate::hook::Site;
 use crate::outcome::{Attached, Outcome, ProbeError};
-use crate::probe::{Probe, ProbeId, Retry};
+use crate::probe::{Probe, ProbeId};
 use crate::selector::{Failures, Selector, Verdict};
 use crate::stream::Stream;
 
@@ -42,7 +44,7 @@ pub(crate) struct Base {
     pub(crate) statistics: Mutex<Option<OwnedFd>>,
     pub(crate) parse: Duration,
     pub(crate) attach_ns: AtomicU64,
-    pub(crate) default_retry: Retry,
+    pub(crate) defaults: Defaults,
 }
 
 /// A snapshot of everything.
@@ -145,11 +147,16 @@ impl Cell {
         let Some(program) = self.program() else {
             return Err(ProbeError::NotLoaded);
         };
-        let retry = self.probe.retry.unwrap_or(live.base.default_retry);
+        let retry = self.probe.retry.unwrap_or(live.base.defaults.retry);
         let mut left = retry.times;
         loop {
-            let (id, hook) = (&self.probe.id, &self.probe.hook);
-            match hook.attach(id, &program, &live.base.collection) {
+            let site = Site {
+                id: &self.probe.id,
+                program: &program,
+                collection: &live.base.collection,
+                defaults: &live.base.defaults,
+            };
+            match self.probe.hook.attach(&site) {
                 Ok(Some(link)) => return Ok(link),
                 Ok(None) => {
                     let section = program.section().to_owned();

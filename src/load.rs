@@ -107,7 +107,7 @@ pub(crate) fn load(
         statistics: Mutex::new(None),
         parse,
         attach_ns: AtomicU64::new(0),
-        default_retry: declaration.retry,
+        defaults: declaration.defaults.clone(),
         collection,
     };
     let live = Live {
@@ -149,7 +149,8 @@ pub(crate) fn selection_error(
     }
 }
 
-fn options(declaration: &Builder) -> Result<LoadOptions, ManagerError> {
+/// The loader's options, as far as they are the declaration's alone.
+pub(crate) fn options(declaration: &Builder) -> Result<LoadOptions, ManagerError> {
     let mut options = LoadOptions::default();
     if let Some(dir) = &declaration.pin_dir {
         options.pin_dir.clone_from(dir);
@@ -161,6 +162,9 @@ fn options(declaration: &Builder) -> Result<LoadOptions, ManagerError> {
     options.kernel_btf.clone_from(&declaration.kernel_btf);
     for to in &declaration.attach_to {
         options.attach_to.push(to()?);
+    }
+    for edit in &declaration.load_options {
+        edit(&mut options);
     }
     Ok(options)
 }
@@ -363,8 +367,8 @@ fn cell(
     let program = program.map(|(_, program)| program.clone());
     let outcome = if excluded.contains(&probe.id.function) || !is_selected(selectors, &probe.id) {
         Outcome::Disabled
-    } else if let Some(error) = collection.failure(&name) {
-        Outcome::of_error(ProbeError::Load(Arc::new(error.clone())))
+    } else if let Some((_, error)) = collection.failures().iter().find(|(of, _)| *of == name) {
+        Outcome::of_error(ProbeError::Load(Arc::clone(error)))
     } else {
         Outcome::Detached
     };

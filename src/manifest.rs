@@ -532,7 +532,7 @@ keep_specs
             selector,
             "all of (on_exec, one of (on_open (agent), p3), best effort (p4, p5))"
         );
-        assert_eq!(builder.retry.times, 1);
+        assert_eq!(builder.defaults.retry.times, 1);
         builder.build().unwrap();
     }
 

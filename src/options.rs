@@ -13,12 +13,14 @@ use std::time::Duration;
 use ebpf_manager_bpf::elf::edit::{PatchError, Patcher, ProgramEditor};
 use ebpf_manager_bpf::elf::{MapSpec, Object, ProgramSpec};
 use ebpf_manager_bpf::{
-    AttachTo, Errno, KernelBtf, Map, MapError, MapType, Pod, Program, ProgramCopy,
+    AttachTo, Errno, KernelBtf, LoadOptions, Map, MapError, MapType, PerfBufferOptions, Pod,
+    Program, ProgramCopy,
 };
 
 use crate::bypass::{self, Marked};
 use crate::cleanup::{MapEntry, Origin};
 use crate::constant::Constant;
+use crate::defaults::{Defaults, Settle};
 use crate::error::ManagerError;
 use crate::live::{Live, ProgramRef};
 use crate::manager::Manager;
@@ -32,15 +34,18 @@ type After = dyn Fn(&mut Fresh<'_>) -> Result<(), ManagerError> + Send + Sync;
 type Resolve = dyn Fn(&Live) -> Result<Route, ManagerError> + Send + Sync;
 type Attach = dyn Fn() -> Result<AttachTo, ManagerError> + Send + Sync;
 type MakePatcher = dyn Fn() -> Patcher + Send + Sync;
+type EditOptions = dyn Fn(&mut LoadOptions) + Send + Sync;
 pub(crate) type Dump = dyn Fn(&Map, &mut dyn io::Write) -> io::Result<()> + Send + Sync;
 
 /// When a step before the load is done: in this order, and within each in the
 /// order of the declaration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
+    Types,
     Exclude,
     Copies,
     Constants,
+    Defaults,
     Maps,
     InnerMaps,
     Replacements,
@@ -71,7 +76,9 @@ pub struct Builder {
     pub(crate) exclude: Vec<String>,
     pub(crate) threads: usize,
     pub(crate) log_limit_bytes: Option<usize>,
-    pub(crate) retry: Retry,
+    pub(crate) defaults: Defaults,
+    pub(crate) perf_buffers: Option<(PerfBufferOptions, Settle)>,
+    pub(crate) load_options: Vec<Box<EditOptions>>,
     pub(crate) statistics: bool,
 }
 
@@ -398,7 +405,7 @@ impl Builder {
     /// are tried again when they cannot be attached. Never unless set.
     #[must_use]
     pub fn retry(mut self, times: u32, delay: Duration) -> Builder {
-        self.retry = Retry { times, delay };
+        self.defaults.retry = Retry { times, delay };
         self
     }
 
@@ -429,7 +436,7 @@ impl Builder {
     /// [`ManagerError::Duplicate`] if two probes share function and uid or
     /// two handlers a map; [`ManagerError::NotThere`] if a selector names a
     /// probe that is not declared.
-    pub fn build(self) -> Result<Manager, ManagerError> {
+    pub fn build(mut self) -> Result<Manager, ManagerError> {
         let duplicate = |what, name| Err(ManagerError::Duplicate { what, name });
         for (i, probe) in self.probes.iter().enumerate() {
             if self.probes.iter().take(i).any(|p| p.id == probe.id) {
@@ -445,6 +452,11 @@ impl Builder {
         for (i, map) in self.maps.iter().enumerate() {
             if self.maps.iter().take(i).any(|m| m == map) {
                 return duplicate("map", map.clone());
+            }
+        }
+        for stream in self.streams.iter_mut().filter_map(Arc::get_mut) {
+            if let Some((options, settle)) = &self.perf_buffers {
+                settle(stream, options);
             }
         }
         let mut unknown = None;
@@ -485,7 +497,7 @@ impl Builder {
         self.probes.iter().map(of).collect()
     }
 
-    fn push(
+    pub(crate) fn push(
         &mut self,
         phase: Phase,
         step: impl Fn(&mut Draft) -> Result<(), ManagerError> + Send + Sync + 'static,

@@ -13,6 +13,8 @@ mod common;
 mod changes;
 #[path = "lifecycle/cleaning.rs"]
 mod cleaning;
+#[path = "lifecycle/defaults.rs"]
+mod defaults;
 #[path = "lifecycle/editing.rs"]
 mod editing;
 #[path = "lifecycle/failures.rs"]

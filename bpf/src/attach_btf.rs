@@ -60,6 +60,13 @@ impl AttachTo {
         })
     }
 
+    /// The same place, for the program or copy of this name.
+    #[must_use]
+    pub fn named(mut self, program: impl Into<String>) -> AttachTo {
+        self.program = program.into();
+        self
+    }
+
     /// C function name of the program that is attached.
     pub fn name(&self) -> &str {
         &self.program

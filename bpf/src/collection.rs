@@ -178,7 +178,7 @@ pub struct LoadTimes {
 pub struct Collection {
     maps: Vec<Map>,
     programs: Vec<Program>,
-    failures: Vec<(String, ProgramError)>,
+    failures: Vec<(String, Arc<ProgramError>)>,
     variables: Vec<VariableSpec>,
     /// By map: its memory, once a variable of it was used.
     memory: Vec<OnceLock<Option<MapMemory>>>,
@@ -274,7 +274,7 @@ impl Collection {
 
     /// The optional programs that could not be loaded, in the object's order,
     /// each with its name and why.
-    pub fn failures(&self) -> &[(String, ProgramError)] {
+    pub fn failures(&self) -> &[(String, Arc<ProgramError>)] {
         &self.failures
     }
 
@@ -282,7 +282,7 @@ impl Collection {
     /// it could, or was not tried.
     pub fn failure(&self, name: &str) -> Option<&ProgramError> {
         let failure = self.failures.iter().find(|(failed, _)| failed == name);
-        failure.map(|(_, error)| error)
+        failure.map(|(_, error)| &**error)
     }
 
     /// Time spent in each phase. `parse` is the caller's to fill in.

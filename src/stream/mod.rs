@@ -141,7 +141,8 @@ impl Counters {
 }
 
 type LostHandler = Box<dyn Fn(u32, u64) + Send + Sync>;
-type ErrorSink = Box<dyn Fn(ManagerError) + Send + Sync>;
+/// Copies the error itself, so that a program without one has no code for that.
+type ErrorSink = Box<dyn Fn(&ManagerError) + Send + Sync>;
 type Open = Box<dyn Fn(&Map, Cpus) -> Result<Box<dyn Source>, ReaderError> + Send + Sync>;
 type MakeSink = Box<dyn FnMut(u32) -> Sink + Send>;
 
@@ -163,7 +164,12 @@ pub struct Stream {
     map_type: MapType,
     open: Open,
     latency: Duration,
-    flush_every: Duration,
+    /// As the user said.
+    flush_every: Option<Duration>,
+    /// As it is unless that says.
+    usual_flush: Duration,
+    /// The manager says with which options it is read.
+    leaves_open: bool,
     own_thread: bool,
     skipped: bool,
     lost: Option<LostHandler>,
@@ -203,7 +209,9 @@ impl Stream {
             map_type,
             open,
             latency: Duration::from_micros(200),
-            flush_every: Duration::from_millis(100),
+            flush_every: None,
+            usual_flush: Duration::from_millis(100),
+            leaves_open: false,
             own_thread: false,
             skipped: false,
             lost: None,
@@ -225,27 +233,37 @@ impl Stream {
 
     /// Reads a perf buffer: a perf event array that programs write to. Records
     /// are in order on each CPU, not among CPUs.
-    pub fn perf_buffer(map: impl Into<String>, options: PerfBufferOptions, sink: Sink) -> Stream {
-        let mut stream = Stream::perf(map.into(), options);
+    ///
+    /// `None` leaves the options to the manager: those of
+    /// [`Builder::perf_buffers`](crate::Builder::perf_buffers).
+    pub fn perf_buffer(
+        map: impl Into<String>,
+        options: impl Into<Option<PerfBufferOptions>>,
+        sink: Sink,
+    ) -> Stream {
+        let mut stream = Stream::perf(map.into(), options.into());
         stream.run.get_mut().out = Some(sink.out);
         stream
     }
 
     /// Reads a perf buffer on a thread per CPU, each with a sink of its own
     /// that `make` is asked for. A CPU that comes online later is read by one
-    /// of the threads there are.
+    /// of the threads there are. For `options` see [`Stream::perf_buffer`].
     pub fn perf_buffer_per_cpu(
         map: impl Into<String>,
-        options: PerfBufferOptions,
+        options: impl Into<Option<PerfBufferOptions>>,
         make: impl FnMut(u32) -> Sink + Send + 'static,
     ) -> Stream {
-        let mut stream = Stream::perf(map.into(), options);
+        let mut stream = Stream::perf(map.into(), options.into());
         stream.per_cpu = Some(Mutex::new(Box::new(make)));
         stream
     }
 
-    fn perf(map: String, options: PerfBufferOptions) -> Stream {
-        let timed_flush = options.wakeup != Wakeup::Adaptive;
+    fn perf(map: String, options: Option<PerfBufferOptions>) -> Stream {
+        let is_open = options.is_none();
+        let options = options.unwrap_or_default();
+        // Every record wakes the reader.
+        let needs_no_flush = options.wakeup == Wakeup::Adaptive;
         let open: Open = Box::new(move |map, cpus| {
             let mut options = options.clone();
             if cpus != Cpus::All {
@@ -254,10 +272,19 @@ impl Stream {
             Ok(Box::new(PerfBufferReader::new(map, options)?))
         });
         let mut stream = Stream::new(map, MapType::PERF_EVENT_ARRAY, open);
-        if !timed_flush {
-            stream.flush_every = Duration::MAX;
+        stream.leaves_open = is_open;
+        if needs_no_flush {
+            stream.usual_flush = Duration::MAX;
         }
         stream
+    }
+
+    /// Takes these options if it was given none.
+    pub(crate) fn settle(&mut self, options: &PerfBufferOptions) {
+        if self.leaves_open {
+            let settled = Stream::perf(String::new(), Some(options.clone()));
+            (self.open, self.usual_flush) = (settled.open, settled.usual_flush);
+        }
     }
 
     /// How much later a record may be handed over for the sake of speed, 200
@@ -278,7 +305,7 @@ impl Stream {
     /// looks for records that woke nobody; 100 milliseconds unless set.
     #[must_use]
     pub fn flush_every(mut self, interval: Duration) -> Stream {
-        self.flush_every = interval.max(Duration::from_millis(1));
+        self.flush_every = Some(interval.max(Duration::from_millis(1)));
         self
     }
 
@@ -312,9 +339,14 @@ impl Stream {
     #[must_use]
     pub fn errors(mut self, channel: Sender<ManagerError>) -> Stream {
         self.error_sink = Some(Box::new(move |err| {
-            let _ = channel.try_send(err);
+            let _ = channel.try_send(ManagerError::clone(err));
         }));
         self
+    }
+
+    /// How often to look for records that woke nobody.
+    fn flush_interval(&self) -> Duration {
+        self.flush_every.unwrap_or(self.usual_flush)
     }
 
     /// The map.
@@ -344,7 +376,7 @@ impl Stream {
     fn report(&self, err: &ManagerError) {
         Counters::add(&self.counters.errors, 1);
         if let Some(sink) = &self.error_sink {
-            sink(err.clone());
+            sink(err);
         }
     }
 }

@@ -35,7 +35,7 @@ use maps::Pins;
 pub(crate) struct Loaded {
     pub(crate) maps: Vec<Map>,
     pub(crate) programs: Vec<Program>,
-    pub(crate) failures: Vec<(String, ProgramError)>,
+    pub(crate) failures: Vec<(String, Arc<ProgramError>)>,
     pub(crate) times: LoadTimes,
     pub(crate) losses: Vec<Loss>,
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Loader;
@@ -15,7 +16,7 @@ use crate::program::{Program, ProgramContext};
 use crate::verify::{self, Prepared, Steps};
 
 /// Programs, and those that failed.
-pub(super) type Outcome = (Vec<Program>, Vec<(String, ProgramError)>);
+pub(super) type Outcome = (Vec<Program>, Vec<(String, Arc<ProgramError>)>);
 
 impl Loader<'_> {
     /// Links, relocates, patches and loads programs. Those that may fail and
@@ -114,7 +115,9 @@ impl Loader<'_> {
             match verdict {
                 Some(Ok(program)) => programs.push(program),
                 Some(Err(err)) if entry.required => return Err(err.into()),
-                Some(Err(err)) => failures.push((entry.spec.name.clone(), err)),
+                Some(Err(err)) => {
+                    failures.push((entry.spec.name.clone(), Arc::new(err)));
+                }
                 None => {}
             }
         }

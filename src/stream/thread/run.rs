@@ -33,7 +33,7 @@ impl<'c> Thread<'c> {
     pub(super) fn new(control: &'c Control, waiter: Waiter, tasks: Vec<Task>) -> Thread<'c> {
         let min = |of: &dyn Fn(&Task) -> Duration| tasks.iter().map(of).min().unwrap_or_default();
         let latency = min(&|task| task.stream.latency);
-        let flush_every = min(&|task| task.stream.flush_every);
+        let flush_every = min(&|task| task.stream.flush_interval());
         let size = tasks.iter().map(|task| task.source.size()).min();
         Thread {
             control,
