@@ -21,8 +21,12 @@ mod editing;
 mod failures;
 #[path = "lifecycle/handlers.rs"]
 mod handlers;
+#[path = "lifecycle/hook_traps.rs"]
+mod hook_traps;
 #[path = "lifecycle/manage.rs"]
 mod manage;
+#[path = "lifecycle/outcomes.rs"]
+mod outcomes;
 #[path = "lifecycle/selection.rs"]
 mod selection;
 #[path = "lifecycle/traps.rs"]

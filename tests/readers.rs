@@ -18,6 +18,8 @@ mod hotplug;
 mod perf;
 #[path = "readers/streams.rs"]
 mod streams;
+#[path = "readers/traps.rs"]
+mod traps;
 #[path = "readers/user.rs"]
 mod user;
 

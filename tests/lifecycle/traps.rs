@@ -24,22 +24,7 @@ fn trap_start_needs_no_tracefs() {
         return;
     }
     let _leaks = LeakCheck::begin();
-    // In a mount namespace of its own, where they are unmounted or hidden.
-    let script = "for dir in /sys/kernel/tracing /sys/kernel/debug; do \
-                      umount -l $dir 2>/dev/null; \
-                      if [ -e $dir/trace ] || [ -e $dir/tracing/trace ]; then exit 3; fi; \
-                  done; exec \"$@\"";
-    let output = Command::new("unshare")
-        .args(["-m", "sh", "-c", script, "sh"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", NAME, "--nocapture"])
-        .env(ROLE, "")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{:?} {text}", output.status);
-    assert!(text.contains("1 passed"), "{text}");
+    super::hook_traps::alone_without_tracefs(ROLE, NAME);
 }
 
 /// While another thread stops the manager and waits for this very handler.

@@ -14,9 +14,9 @@ use super::*;
 use crate::allocations::allocations;
 use crate::common::{RING_BUFFER, testdata};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn started(streams: Vec<Stream>, object: &str) -> Manager {
+pub(crate) fn started(streams: Vec<Stream>, object: &str) -> Manager {
     let mut builder = Manager::builder();
     for stream in streams {
         builder = builder.stream(stream);
@@ -28,19 +28,19 @@ fn started(streams: Vec<Stream>, object: &str) -> Manager {
     manager
 }
 
-const RING: (&str, &str) = ("ringbuf.bpf.o", "ring");
-const PERF: (&str, &str) = ("perfbuf.bpf.o", "buffers");
+pub(crate) const RING: (&str, &str) = ("ringbuf.bpf.o", "ring");
+pub(crate) const PERF: (&str, &str) = ("perfbuf.bpf.o", "buffers");
 
-fn program(manager: &Manager) -> ebpf_manager::ProgramRef {
+pub(crate) fn program(manager: &Manager) -> ebpf_manager::ProgramRef {
     let ring = manager.program("ringbuf_output");
     ring.or_else(|| manager.program("perfbuf_output")).unwrap()
 }
 
-fn of(manager: &Manager, map: &str) -> StreamHandle {
+pub(crate) fn of(manager: &Manager, map: &str) -> StreamHandle {
     manager.stream(map).unwrap()
 }
 
-fn wait_until(what: &str, done: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "never: {what}");
@@ -49,7 +49,12 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// Writes records, again where there is no room.
-fn write_all(program: &ebpf_manager::bpf::Program, stream: u32, count: u64, sizes: (u32, u32)) {
+pub(crate) fn write_all(
+    program: &ebpf_manager::bpf::Program,
+    stream: u32,
+    count: u64,
+    sizes: (u32, u32),
+) {
     for number in 0..count {
         let mut request = Request::new(number, 1, sizes);
         request.stream = stream;
