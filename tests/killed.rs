@@ -47,21 +47,30 @@ const NAME: &str = "killed_processes_leave_nothing_after_the_next_start";
 /// Where the processes to be killed find what they work on; set in those only.
 const NAMESPACE: &str = "EBPF_MANAGER_TEST_NAMESPACE";
 const PINS: &str = "EBPF_MANAGER_TEST_PINS";
+const EVENTS: &str = "EBPF_MANAGER_TEST_EVENTS";
 
 /// Processes that live, and are killed, at a time.
 const AT_A_TIME: usize = 24;
+
+/// One process of so many attaches to user and kernel functions as well. When
+/// such a process dies, the kernel waits for all CPUs for each of its probes,
+/// one after the other (a tenth of a second each): with all of them a thousand
+/// would take minutes.
+const WITH_EVENTS: usize = 4;
 
 /// Numbers of processes that there are not.
 const NOBODY: u32 = 99_999_999;
 
 /// A manager of what outlives its process; `pins` is for one at a time.
-fn manager(namespace: &NetNamespace, pins: Option<&Path>) -> Manager {
+fn manager(namespace: &NetNamespace, events: bool, pins: Option<&Path>) -> Manager {
     let mut builder = cycle_builder()
         .probe(Probe::new("on_enter"))
         .probe(packet_by_filter(namespace))
-        .probe(user_by_event())
         .ring_buffer("events", |_| ());
-    if built_with("CONFIG_KPROBE_EVENTS") == Some(true) {
+    if events {
+        builder = builder.probe(user_by_event());
+    }
+    if events && built_with("CONFIG_KPROBE_EVENTS") == Some(true) {
         builder = builder.probe(kernel_by_event());
     }
     if let Some(dir) = pins {
@@ -78,9 +87,10 @@ fn live_until_killed() {
     let parent = parent_id();
     let namespace = NetNamespace::open(Path::new(&env::var_os(NAMESPACE).unwrap())).unwrap();
     let pins = PathBuf::from(env::var_os(PINS).unwrap());
+    let events = env::var_os(EVENTS).is_some();
     // Its kind is killed together with the test.
     while parent_id() == parent {
-        let manager = manager(&namespace, Some(&pins));
+        let manager = manager(&namespace, events, Some(&pins));
         manager.init(&cycle_object()).unwrap();
         // Made by this process, or by one that was killed: never half.
         let mut value = [0; 8];
@@ -181,9 +191,13 @@ struct Mortal {
 }
 
 impl Mortal {
-    fn spawn(ns: &NetNs, pins: &Path, at: Duration) -> Mortal {
+    fn spawn(ns: &NetNs, pins: &Path, events: bool, at: Duration) -> Mortal {
         let namespace = format!("/proc/{}/fd/{}", std::process::id(), ns.as_fd().as_raw_fd());
-        let child = Command::new(env::current_exe().unwrap())
+        let mut command = Command::new(env::current_exe().unwrap());
+        if events {
+            command.env(EVENTS, "");
+        }
+        let child = command
             .args(["--exact", NAME, "--nocapture"])
             .env(NAMESPACE, namespace)
             .env(PINS, pins)
@@ -293,20 +307,21 @@ fn killed_processes_leave_nothing_after_the_next_start() {
     }
 
     // One that lives all the time.
-    let survivor = manager(&namespace, None);
+    let survivor = manager(&namespace, true, None);
     survivor.init(&cycle_object()).unwrap();
     let foreign = Foreign::make(&ns, &survivor.program("on_packet").unwrap());
     survivor.start().unwrap();
-    let next = manager(&namespace, None);
+    let next = manager(&namespace, true, None);
     next.init(&cycle_object()).unwrap();
 
-    let mut first = Mortal::spawn(&ns, &homes[0], Duration::ZERO);
+    let mut first = Mortal::spawn(&ns, &homes[0], true, Duration::ZERO);
     let life = first.started() * 2;
     first.kill();
     first.bury();
     let mut spawn = |home: usize| {
         let at = life.mul_f64(random.fraction());
-        (home, Mortal::spawn(&ns, &homes[home], at))
+        let events = home.is_multiple_of(WITH_EVENTS);
+        (home, Mortal::spawn(&ns, &homes[home], events, at))
     };
     let mut living: Vec<(usize, Mortal)> = (0..AT_A_TIME).map(&mut spawn).collect();
     let (begin, mut killed, mut dead) = (Instant::now(), 1, vec![first.child.id()]);
@@ -347,7 +362,7 @@ fn killed_processes_leave_nothing_after_the_next_start() {
     next.stop().unwrap();
     // Pins stay by intention: the next to pin there uses them, and cleans up.
     for home in &homes {
-        let heir = manager(&namespace, Some(home));
+        let heir = manager(&namespace, true, Some(home));
         heir.init(&cycle_object()).unwrap();
         heir.stop_with(Cleanup::ALL).unwrap();
         assert!(!files(home).contains(&"settings".to_owned()));

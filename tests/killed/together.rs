@@ -20,7 +20,7 @@ const ROUNDS: usize = 3;
 fn sweep_when_told() {
     let namespace = NetNamespace::open(Path::new(&env::var_os(NAMESPACE).unwrap())).unwrap();
     let interface = Interface::from("veth0").in_namespace(&namespace);
-    let manager = manager(&namespace, None);
+    let manager = manager(&namespace, true, None);
     manager.init(&cycle_object()).unwrap();
     let mut stdout = std::io::stdout();
     stdout.write_all(b"\nready\n").unwrap();
@@ -125,7 +125,7 @@ fn killed_leftovers_are_swept_by_many_at_once() {
     let ns = NetNs::with_veth().0;
     let namespace = NetNamespace::from_fd(fd::dup(ns.as_fd()).unwrap()).unwrap();
     // What others have and what this process has, all the time.
-    let survivor = manager(&namespace, None);
+    let survivor = manager(&namespace, true, None);
     survivor.init(&cycle_object()).unwrap();
     let program = survivor.program("on_packet").unwrap();
     let foreign = Foreign::make(&ns, &program);
