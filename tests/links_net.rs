@@ -27,6 +27,7 @@ use ebpf_manager::bpf::{
     XdpMode, XdpOptions, open_object, remove_stale_filters,
 };
 use ebpf_manager::{Hook, Manager, ObjectSource, Outcome, Probe, ProbeError};
+use ebpf_manager_sys::abi::bpf::ProgramFlags;
 use ebpf_manager_sys::rtnl::{ClsBpfFlags, FilterSpec, TcParent};
 use ebpf_manager_sys::{fd, netns};
 
@@ -356,6 +357,47 @@ fn links_net_tc_falls_back_to_clsact() {
     };
     drop(attach(TcAttach::Either(Order::default(), options)).unwrap());
     assert!(!net.has_clsact() || kernel_version() < (6, 6));
+}
+
+/// The driver of a veth answers questions about packets.
+const BOUND: Feature =
+    Feature::new("XDP bound to an interface", 6, 3).config(&["CONFIG_DEBUG_INFO_BTF"]);
+
+#[test]
+fn links_net_xdp_bound_to_an_interface() {
+    if !require(&BOUND) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let net = Net::new();
+    let load = |interface, flags| {
+        let mut object = open_object(testdata("metadata.bpf.o")).unwrap();
+        for spec in object.programs_mut() {
+            spec.interface = interface;
+            spec.flags |= flags;
+        }
+        net.ns
+            .run(|| Collection::load(&object, LoadOptions::default()))
+    };
+    let bound = ProgramFlags::XDP_DEV_BOUND_ONLY;
+    load(0, ProgramFlags::empty()).map(drop).unwrap_err();
+    // A veth has no hardware for programs.
+    load(net.right, ProgramFlags::empty())
+        .map(drop)
+        .unwrap_err();
+    let collection = load(net.right, bound).unwrap_or_else(|e| panic!("{e}"));
+    let program = collection.program("bound").unwrap();
+    let left = Interface::from("left").in_namespace(&net.namespace);
+    let err = Link::xdp(program, &left, XdpOptions::default()).unwrap_err();
+    assert!(matches!(err, LinkError::Attach { .. }), "{err}");
+    let _link = Link::xdp(program, &net.right(), XdpOptions::default()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while count(&collection, "answered") == 0 {
+        assert!(Instant::now() < deadline, "the driver does not answer");
+        net.send();
+        std::thread::yield_now();
+    }
+    assert!(count(&collection, "bound") >= count(&collection, "answered"));
 }
 
 #[test]

@@ -238,6 +238,7 @@ impl Program {
             license: context.license,
             name: &spec.name,
             flags: spec.flags,
+            ifindex: spec.interface,
             kern_version: context.kernel_version,
             expected_attach_type: context.member.or(attach_type).unwrap_or_default(),
             btf: context.btf,

@@ -171,6 +171,12 @@ pub struct ProgramSpec {
     pub attach_type: Option<AttachType>,
     /// Load flags.
     pub flags: ProgramFlags,
+    /// Index of the interface that an XDP program is for, in the namespace of
+    /// the thread that loads it; 0 for any. With
+    /// [`ProgramFlags::XDP_DEV_BOUND_ONLY`] (Linux 6.3) the program may ask
+    /// that interface's driver about packets; without, it is offloaded to the
+    /// hardware.
+    pub interface: u32,
     /// What the section name says after the slash: `"sched/sched_process_exec"`.
     pub target: Option<String>,
     /// False if the object asks not to load the program by default.

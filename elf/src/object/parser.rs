@@ -167,6 +167,7 @@ impl<'d> Parser<'d> {
                 flags: kind.flags,
                 target: kind.target.map(str::to_owned),
                 autoload: kind.autoload,
+                interface: 0,
                 insn_count: function.len,
                 function: index as u32,
             });
