@@ -89,6 +89,7 @@ pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
 pub use ebpf_manager_sys::lock;
 pub use ebpf_manager_sys::map_memory::MapMemory;
 pub use ebpf_manager_sys::netns::NamespaceId;
+pub use ebpf_manager_sys::perf::PerfEvent;
 pub use ebpf_manager_sys::poll::Waker;
 pub use ebpf_manager_sys::proc::{KernelVersion, online_cpus};
 pub use ebpf_manager_sys::{Errno, SysError};

@@ -1,9 +1,12 @@
 //! Tracepoints and perf events.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::ROOT;
 use ebpf_manager::bpf::{Cure, PerfHook};
+use ebpf_manager_sys::abi::perf::{AttrFlags, OpenFlags, event_type, software};
+use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr, Scope};
 
 use super::*;
 
@@ -80,4 +83,48 @@ fn links_trace_perf_event() {
         ),
         "{err}"
     );
+}
+
+#[test]
+fn links_trace_event_of_the_caller() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let fixture = Fixture::load(&[]);
+    let program = fixture.program("on_perf_event");
+    let attr = PerfEventAttr::new(event_type::SOFTWARE, software::CPU_CLOCK)
+        .sample_frequency(1000)
+        .flags(AttrFlags::DISABLED);
+    let open = |attr| {
+        let scope = Scope::CallingThread;
+        PerfEvent::open(attr, scope, None, None, OpenFlags::empty()).unwrap()
+    };
+    let spin = || {
+        let end = Instant::now() + Duration::from_millis(50);
+        while Instant::now() < end {}
+    };
+    let event = open(&attr);
+    let leader = open(&attr);
+    let link = Link::opened_event(program, event, 0).unwrap_or_else(|e| panic!("{e}"));
+    // Nobody has enabled it.
+    assert_eq!(fixture.counted(&spin), 0);
+    drop(link);
+    let scope = Scope::CallingThread;
+    let member =
+        PerfEventAttr::new(event_type::SOFTWARE, software::CPU_CLOCK).sample_frequency(1000);
+    let group = Some(leader.as_fd());
+    let event = PerfEvent::open(&member, scope, None, group, OpenFlags::empty()).unwrap();
+    let link = Link::opened_event(program, event, 0).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(fixture.counted(&spin), 0);
+    leader.enable().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while fixture.counted(&spin) == 0 {
+        assert!(Instant::now() < deadline, "never fires");
+    }
+    link.detach().unwrap();
+    assert_eq!(fixture.counted(&spin), 0);
+    // A tracepoint's program is none for a counter.
+    let wrong = Link::opened_event(fixture.program("on_uprobe"), leader, 0).unwrap_err();
+    assert!(matches!(wrong, LinkError::Attach { .. }), "{wrong}");
 }

@@ -102,6 +102,27 @@ impl PerfHook {
 }
 
 impl Link {
+    /// Lets a perf event that the caller opened run a program, with what
+    /// `bpf_get_attach_cookie` returns (Linux 5.15 when not 0): a counter that
+    /// [`PerfHook`] cannot describe, a breakpoint, one of a group. Closed with
+    /// the link.
+    ///
+    /// The event is neither enabled nor disabled: one that was opened disabled
+    /// runs the program once something enables it.
+    ///
+    /// # Errors
+    /// [`LinkError::Attach`], with `EINVAL` if the program's type does not fit
+    /// the event and `EEXIST` if the event has a program;
+    /// [`LinkError::Unsupported`] for a cookie on an old kernel.
+    pub fn opened_event(
+        program: &Program,
+        event: PerfEvent,
+        cookie: u64,
+    ) -> Result<Link, LinkError> {
+        let way = Way { cookie, by: None };
+        on_event(program, event, None, way, "perf event".to_owned())
+    }
+
     /// Lets a counter run a perf_event program, on each CPU that `hook` names.
     ///
     /// Ways, the newest first: a link on each perf event (Linux 5.15), perf
