@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod closing;
+mod clsact;
 mod event;
 mod interface;
 mod kprobe;
@@ -21,17 +22,17 @@ mod tc;
 mod trace;
 mod uprobe;
 pub(crate) mod usdt;
+mod usdt_spec;
 mod xdp;
 
 pub use cgroup::{CgroupOptions, Sharing, Turn, cgroup_programs, cgroup_programs_in_effect};
 pub use closing::Closing;
+pub use clsact::remove_stale_filters;
 pub use interface::{Interface, NetNamespace};
 pub use net::{AttachedProgram, HookPrograms, Method, Order, Place};
 pub use netns::{Fragments, NetfilterFamily, NetfilterHook, NetfilterOptions};
 pub use route::LwtRoute;
-pub use tc::{
-    ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict, remove_stale_filters,
-};
+pub use tc::{ClsactOptions, Direction, NetkitEnd, QdiscCleanup, TcAttach, Verdict};
 pub use xdp::{XdpMode, XdpOptions};
 
 use std::any::Any;
