@@ -391,3 +391,17 @@ fn load_refuses_a_map_without_size() {
         "{err}"
     );
 }
+
+/// Types that no kernel takes are an object's own fault: what has to be left
+/// out for it is not left out for others.
+#[test]
+fn load_after_types_that_are_refused() {
+    if !require(&RING_BUFFER) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let before = load("maps.bpf.o").losses().len();
+    // It declares functions of another object, whose parameters have no names.
+    Collection::load(&object("linked_a.bpf.o"), LoadOptions::default()).unwrap_err();
+    assert_eq!(load("maps.bpf.o").losses().len(), before);
+}

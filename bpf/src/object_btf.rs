@@ -7,6 +7,7 @@ use ebpf_manager_elf::Object;
 use ebpf_manager_elf::btf::encode::BtfFeatures;
 use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::bpf::{self as sys, BtfLoad, Log};
+use ebpf_manager_sys::proc::KernelVersion;
 
 use crate::cure::{self, Need};
 use crate::error::LoadError;
@@ -109,11 +110,23 @@ pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), Load
         }
         bytes = next;
         if let Ok(fd) = try_load(&bytes) {
-            KNOWN.store(features.bits(), Ordering::Relaxed);
+            KNOWN.store(lasting(features).bits(), Ordering::Relaxed);
             return Ok((Some(fd), losses(object, features)?));
         }
     }
     explain(&full)
+}
+
+/// What to start with next time: an object may be refused with features that
+/// the kernel has, for a fault of its own that goes with one of them.
+fn lasting(accepted: BtfFeatures) -> BtfFeatures {
+    let Ok(running) = KernelVersion::current() else {
+        return BtfFeatures::all();
+    };
+    let had = NOVELTIES.iter().filter(|(_, loss)| {
+        KernelVersion::from_text(loss.since, "", b"").is_some_and(|since| since <= running)
+    });
+    had.fold(accepted, |features, (feature, _)| features | *feature)
 }
 
 fn try_load(bytes: &[u8]) -> Result<OwnedFd, SysError> {
