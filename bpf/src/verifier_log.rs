@@ -131,12 +131,24 @@ fn is_statistic(line: &str) -> bool {
 /// Source lines (`; x = y`) and register dumps that stand between
 /// instructions.
 fn is_annotation(line: &str) -> bool {
+    let state = match line.split_once(": ") {
+        Some((number, state)) if number.bytes().all(|b| b.is_ascii_digit()) => state,
+        _ => line,
+    };
     line.starts_with(';')
         || line.starts_with("from ")
-        || line.starts_with("R0")
-        || line.starts_with("R1")
+        || is_register(state)
         || line.starts_with("arg#")
         || line.starts_with("func#")
+}
+
+/// `R1=ctx()`, `R0_w=1`; not `R1 invalid mem access`, which is a reason.
+fn is_register(state: &str) -> bool {
+    let Some(number) = state.strip_prefix('R') else {
+        return false;
+    };
+    let rest = number.trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.len() < number.len() && rest.starts_with(['=', '_'])
 }
 
 impl fmt::Display for VerifierLog {
@@ -184,6 +196,16 @@ processed 2 insns (limit 1000000) max_states_per_insn 0 total_states 0
         let log = VerifierLog::new(text.as_bytes().to_vec(), false);
         assert_eq!(log.summary(), Some("invalid mem access 'scalar'"));
         assert_eq!(log.last_insn(), Some(5));
+    }
+
+    #[test]
+    fn reasons_may_be_about_a_register() {
+        let text = "4: (0d) gotox r1\n11: R1=insn(smax=32) R10=fp0\n12: (79) r0 = *(u64 *)(r1 +0)\nR1 invalid mem access 'scalar'\nprocessed 12 insns\n";
+        let log = VerifierLog::new(text.as_bytes().to_vec(), false);
+        assert_eq!(log.summary(), Some("R1 invalid mem access 'scalar'"));
+        let text = "R10 !read_ok\n0: R1_w=ctx() R10=fp0\nR0=1\n";
+        let log = VerifierLog::new(text.as_bytes().to_vec(), false);
+        assert_eq!(log.summary(), Some("R10 !read_ok"));
     }
 
     #[test]
