@@ -42,8 +42,9 @@ fn rounds() -> u64 {
 
 /// Every committed object: file name and bytes.
 fn objects() -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<_> = std::fs::read_dir(testdata(""))
-        .unwrap()
+    let mut all: Vec<_> = ["", "compilers"]
+        .into_iter()
+        .flat_map(|directory| std::fs::read_dir(testdata(directory)).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|e| e == "o"))
         .map(|path| {

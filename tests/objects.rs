@@ -9,6 +9,8 @@
 #[path = "objects/arena.rs"]
 mod arena;
 mod common;
+#[path = "objects/compilers.rs"]
+mod compilers;
 #[path = "objects/damaged.rs"]
 mod damaged;
 #[path = "objects/linked.rs"]

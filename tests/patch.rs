@@ -25,6 +25,8 @@ use ebpf_manager_sys::bpf::{self as sys, Log, ProgLoad};
 
 /// `bpf_for_each_map_elem` and `bpf_loop` with function references.
 const CALLBACKS: Feature = Feature::new("bpf_loop", 5, 17);
+/// Indirect jumps.
+const JUMP_TABLES: Feature = Feature::new("jump tables", 6, 19).config(&["CONFIG_BPF_JIT"]);
 /// Instructions of `-mcpu=v4`.
 const V4: Feature = Feature::new("sign-extending loads and long jumps", 6, 6);
 
@@ -114,7 +116,8 @@ fn crowd(_: &ProgramSpec, editor: &mut ProgramEditor<'_>) -> Result<(), PatchErr
     for at in editor.find(|_| true) {
         editor.insert_before(at, Insn::jump(0))?;
     }
-    for at in editor.find(|unit| unit.insn != Insn::exit() && unit.insn.code != insn::JA) {
+    let ends = [insn::EXIT, insn::JA, insn::JA | insn::SRC_X];
+    for at in editor.find(|unit| !ends.contains(&unit.insn.code)) {
         editor.insert_after(at, [Insn::jump(0), Insn::jump(0)])?;
     }
     // Again, in what came out.
@@ -154,6 +157,16 @@ fn patch_around_callbacks() {
     }
     let _leaks = LeakCheck::begin();
     compare("callback.bpf.o", &["callback_each", "callback_loop"], crowd);
+}
+
+#[test]
+fn patch_around_jump_tables() {
+    if !require(&JUMP_TABLES) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let programs = ["jumps_own", "jumps_shared_elsewhere", "jumps_callback"];
+    compare("compilers/jumps.bpf.o", &programs, crowd);
 }
 
 #[test]

@@ -170,6 +170,14 @@ pub enum ProgramError {
         /// What is wrong.
         source: CoreError,
     },
+    /// The map for a jump table of the program could not be made.
+    #[error("program {program}: its jump table: {source}")]
+    JumpTable {
+        /// C function name.
+        program: String,
+        /// What went wrong.
+        source: Box<MapError>,
+    },
     /// A patcher refused the program, or asked for a change that cannot be
     /// made.
     #[error("program {program}: {source}")]

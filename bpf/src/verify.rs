@@ -17,6 +17,7 @@ use ebpf_manager_elf::core_relo::Poison;
 use ebpf_manager_sys::{proc, signal, thread};
 
 use crate::error::ProgramError;
+use crate::map::Map;
 use crate::program::Program;
 
 /// A program that is ready for the kernel.
@@ -27,6 +28,8 @@ pub(crate) struct Prepared {
     pub(crate) poisons: Vec<Poison>,
     /// CO-RE relocations that are left to the kernel, as it takes them.
     pub(crate) core_relos: Vec<u8>,
+    /// Its jump tables, which the program holds once it is loaded.
+    pub(crate) jump_tables: Vec<Map>,
 }
 
 /// What became of a program; `None` if it was not tried, because one that is

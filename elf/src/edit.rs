@@ -106,9 +106,9 @@ pub enum PatchError {
         /// Position of the jump, or where the code with the jump is inserted.
         at: u32,
     },
-    /// A jump through a register, whose table of targets lies in a map and
-    /// would not follow.
-    #[error("instruction {at} jumps through a register; such a program cannot be rearranged")]
+    /// A jump through a register in a program without jump tables: its targets
+    /// lie in a map of the caller's and would not follow.
+    #[error("instruction {at} jumps through a register, and no jump table says where to")]
     IndirectJump {
         /// Position of the jump.
         at: u32,
@@ -309,6 +309,9 @@ impl<'p> ProgramEditor<'p> {
                 let symbol = object.externs().get(index as usize);
                 symbol.map(|symbol| symbol.name.clone())
             }
+            Some(Reference::Symbol(FixupTarget::JumpTable(number))) => {
+                Some(format!("jump_table[{number}]"))
+            }
             Some(Reference::Jump(_)) | None => None,
         };
         disassemble(unit.insn, unit.high.unwrap_or(0), symbol.as_deref())
@@ -462,7 +465,8 @@ impl<'p> ProgramEditor<'p> {
         let mut edits = std::mem::take(&mut self.edits);
         edits.sort_by_key(|e| (e.function, e.old.start, e.place));
         let prune = std::mem::take(&mut self.prune);
-        let (layout, fixups) = layout::arrange(self, &edits, prune)?;
+        let (layout, fixups, tables) = layout::arrange(self, &edits, prune)?;
+        self.program.jump_tables = tables;
         layout.commit(self.program, fixups);
         Ok(())
     }
@@ -506,6 +510,9 @@ impl<'p> ProgramEditor<'p> {
             }
             Reference::Symbol(FixupTarget::Extern(index)) => {
                 ("extern", index, object.externs().len())
+            }
+            Reference::Symbol(FixupTarget::JumpTable(index)) => {
+                ("jump table", index, object.jump_tables.len())
             }
         };
         if (index as usize) < count {

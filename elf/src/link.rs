@@ -44,6 +44,9 @@ pub struct LinkedProgram {
     /// CO-RE relocations: the instruction here, and the record in the
     /// object's `.BTF.ext`.
     pub core_relos: Vec<LinkedCoreRelo>,
+    /// Where indirect jumps may go: the tables that [`LinkedProgram::fixups`]
+    /// name, by number.
+    pub jump_tables: Vec<JumpTable>,
     /// Functions in the order they are laid out.
     pub(crate) placed: Vec<Placed>,
     /// While it is linked, by function of the object: its first instruction
@@ -89,6 +92,21 @@ pub enum FixupTarget {
     /// The address, id or value of the extern with this index in
     /// [`Object::externs`]; constants that were set are in place already.
     Extern(u32),
+    /// The descriptor of a map of type `INSN_ARRAY`, frozen and the program's
+    /// own, that holds the [`JumpTable`] of this number. The offset is in the
+    /// instruction already.
+    JumpTable(u32),
+}
+
+/// The table of an indirect jump (`gotox`), as clang 22 and later make them of
+/// large `switch` statements. Requires at least Linux 6.19.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JumpTable {
+    /// Number of the table in the object.
+    pub number: u32,
+    /// For each entry the instruction it leads to: an index in
+    /// [`LinkedProgram::insns`].
+    pub targets: Vec<u32>,
 }
 
 impl LinkedProgram {
@@ -98,9 +116,18 @@ impl LinkedProgram {
         self.func_info.clear();
         self.line_info.clear();
         self.core_relos.clear();
+        self.jump_tables.clear();
         self.placed.clear();
         self.func_info_rec_size = 0;
         self.line_info_rec_size = 0;
+    }
+
+    /// The jump table of this number.
+    pub fn jump_table(&self, number: u32) -> Option<&JumpTable> {
+        let found = self
+            .jump_tables
+            .binary_search_by_key(&number, |table| table.number);
+        self.jump_tables.get(found.ok()?)
     }
 
     /// The function and its own instruction that an instruction of the whole
@@ -285,6 +312,40 @@ impl<'o> Linker<'o> {
             self.resolve(program.function, placed, out)?;
             next += 1;
         }
+        self.place_jump_tables(out)
+    }
+
+    /// Moves the jump tables in use with the functions that use them.
+    fn place_jump_tables(&self, out: &mut LinkedProgram) -> Result<(), Fault> {
+        let uses = out.fixups.iter().filter_map(|fixup| match fixup.target {
+            FixupTarget::JumpTable(number) => Some((number, fixup.insn)),
+            _ => None,
+        });
+        let mut uses: Vec<_> = uses.collect();
+        sort(&mut uses, |a, b| a < b);
+        uses.dedup_by_key(|(number, _)| *number);
+        for (number, insn) in uses {
+            let placed = out.locate(insn).and_then(|(at, _)| out.placed.get(at));
+            let function = placed.and_then(|p| self.object.functions.get(p.function as usize));
+            let table = self.object.jump_tables.get(number as usize);
+            let (Some(placed), Some(function), Some(table)) = (placed, function, table) else {
+                continue;
+            };
+            let targets = table.targets.iter().map(|target| {
+                let distance = target.checked_sub(function.start);
+                distance
+                    .filter(|distance| *distance < function.len)
+                    .map(|distance| placed.start + distance)
+                    .ok_or_else(|| {
+                        malformed(format_args!(
+                            "a jump table of function {} leads out of it",
+                            function.name
+                        ))
+                    })
+            });
+            let targets = targets.collect::<Result<_, _>>()?;
+            out.jump_tables.push(JumpTable { number, targets });
+        }
         Ok(())
     }
 
@@ -397,6 +458,14 @@ impl<'o> Linker<'o> {
                         second.imm = offset as i32;
                     }
                     FixupTarget::MapValue(map)
+                }
+                Target::JumpTable { table, offset } => {
+                    if let Some([first, second]) = out.insns.get_mut(at..at + 2) {
+                        first.set_src(pseudo::MAP_VALUE);
+                        first.imm = 0;
+                        second.imm = offset as i32;
+                    }
+                    FixupTarget::JumpTable(table)
                 }
                 Target::Extern(index) => {
                     if wide && let Some(value) = self.object.constant(index, program) {

@@ -17,6 +17,7 @@ pub(super) fn apply_fixups(
     externs: &Externs<'_>,
     entry: &Entry<'_>,
     maps: &[Option<Map>],
+    jump_tables: &[Map],
     linked: &mut LinkedProgram,
 ) -> Result<(), ProgramError> {
     let descriptor = |index: usize| entry.map(maps, index).map(|m| m.as_fd().as_raw_fd());
@@ -30,6 +31,14 @@ pub(super) fn apply_fixups(
                         Some(fd) => words[0].imm = fd,
                         None => words.fill(Insn::call((NO_MAP + index.min(NO_MAP_RANGE)) as i32)),
                     }
+                }
+            }
+            FixupTarget::JumpTable(number) => {
+                let tables = &linked.jump_tables;
+                let table = tables.binary_search_by_key(&number, |table| table.number);
+                let map = table.ok().and_then(|index| jump_tables.get(index));
+                if let (Some(map), Some(word)) = (map, linked.insns.get_mut(fixup.insn as usize)) {
+                    word.imm = map.as_fd().as_raw_fd();
                 }
             }
             FixupTarget::Extern(index) => {

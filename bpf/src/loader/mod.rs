@@ -3,6 +3,7 @@
 
 mod entry;
 mod fixups;
+mod jumps;
 mod maps;
 mod programs;
 

@@ -7,7 +7,7 @@ use ebpf_manager_sys::abi::insn::Insn;
 
 use super::code::{Code, Jump, Reference, function_reference, is_second, jump_of};
 use super::{PatchError, ProgramEditor};
-use crate::link::{Fixup, LinkedProgram, Placed};
+use crate::link::{Fixup, FixupTarget, JumpTable, LinkedProgram, Placed};
 use crate::sort::sort;
 
 /// A change that waits to be applied.
@@ -58,12 +58,13 @@ pub(super) fn arrange(
     editor: &ProgramEditor<'_>,
     edits: &[Edit],
     prune: bool,
-) -> Result<(Layout, Vec<Fixup>), PatchError> {
+) -> Result<(Layout, Vec<Fixup>, Vec<JumpTable>), PatchError> {
     let pieces = pieces(editor, edits)?;
     let live = live(editor, &pieces, prune);
     let mut layout = Layout::new(editor, &pieces, &live)?;
     let fixups = layout.resolve(editor, &pieces, &live)?;
-    Ok((layout, fixups))
+    let tables = layout.jump_tables(editor)?;
+    Ok((layout, fixups, tables))
 }
 
 /// Cuts the program where it is changed.
@@ -230,6 +231,9 @@ impl Layout {
                             Some(Reference::Jump(target)) => self.landing(editor, at, target)?,
                             Some(Reference::Function(f)) => self.start(f),
                             None if jump_of(insn).is_some() => {
+                                if !editor.program.jump_tables.is_empty() {
+                                    continue;
+                                }
                                 return Err(PatchError::IndirectJump { at });
                             }
                             None if function_reference(at, insn).is_some() => {
@@ -259,6 +263,29 @@ impl Layout {
             }
         }
         Ok(fixups)
+    }
+
+    /// The jump tables still in use, with their targets where they are now.
+    fn jump_tables(&self, editor: &ProgramEditor<'_>) -> Result<Vec<JumpTable>, PatchError> {
+        let mut tables = Vec::new();
+        for table in &editor.program.jump_tables {
+            let mut fixups = editor.program.fixups.iter();
+            let user = fixups.find(|fixup| {
+                let spot = self.spots.get(fixup.insn as usize);
+                fixup.target == FixupTarget::JumpTable(table.number)
+                    && spot.is_some_and(|spot| spot.own < REPLACED)
+            });
+            let Some(&Fixup { insn: at, .. }) = user else {
+                continue;
+            };
+            let targets = table.targets.iter();
+            let targets = targets.map(|target| self.landing(editor, at, *target));
+            tables.push(JumpTable {
+                number: table.number,
+                targets: targets.collect::<Result<_, _>>()?,
+            });
+        }
+        Ok(tables)
     }
 
     /// Where a function starts now.

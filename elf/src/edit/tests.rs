@@ -4,7 +4,7 @@ use ebpf_manager_sys::abi::insn::{JA32, class, jmp, pseudo};
 
 use super::*;
 use crate::btf::ext::CoreRelo;
-use crate::link::{Fixup, LinkedCoreRelo, Placed};
+use crate::link::{Fixup, JumpTable, LinkedCoreRelo, Placed};
 
 mod model;
 
@@ -213,6 +213,38 @@ fn every_kind_of_jump_follows() {
     let old = program(&[indirect, EXIT], &[0], &[]);
     let err = edit(&old, |e| e.insert_after(0, mov(1))).unwrap_err();
     assert_eq!(err, PatchError::IndirectJump { at: 0 });
+}
+
+#[test]
+fn jump_tables_follow_their_targets() {
+    let indirect = Insn::new(class::JMP | jmp::JA | 0x08, 1, 0, 0, 0);
+    let [low, high] = Insn::ld_imm64(1, pseudo::MAP_VALUE, 0);
+    let insns = [low, high, indirect, mov(3), EXIT, mov(5), EXIT];
+    let mut old = program(&insns, &[0], &[]);
+    let target = FixupTarget::JumpTable(4);
+    old.fixups.push(Fixup { insn: 0, target });
+    old.jump_tables.push(JumpTable {
+        number: 4,
+        targets: vec![5, 3, 5],
+    });
+    let targets = |program: &LinkedProgram| program.jump_tables[0].targets.clone();
+
+    // What is inserted before a target is jumped to; what is after the
+    // instruction before it is not.
+    let new = edit(&old, |e| {
+        e.prologue(0, mov(9))?;
+        e.insert_before(3, mov(8))?;
+        e.insert_after(4, mov(7))
+    })
+    .unwrap();
+    assert_eq!(targets(&new), [8, 4, 8]);
+    let new = edit(&old, |e| e.replace(5..6, [mov(1), mov(2)])).unwrap();
+    assert_eq!(targets(&new), [5, 3, 5]);
+    let err = edit(&old, |e| e.remove(3..5)).unwrap_err();
+    assert_eq!(err, PatchError::TargetRemoved { at: 0, target: 3 });
+    // Nobody uses it any more.
+    let new = edit(&old, |e| e.replace(0..5, mov(1))).unwrap();
+    assert!(new.jump_tables.is_empty() && new.fixups.is_empty());
 }
 
 fn call(imm: i32) -> Insn {
@@ -611,7 +643,11 @@ fn everything(program: &LinkedProgram) -> String {
 #[test]
 fn real_programs_come_back_unchanged() {
     let mut programs = 0;
-    for entry in std::fs::read_dir(TESTDATA).unwrap() {
+    let directories = [TESTDATA.to_owned(), format!("{TESTDATA}/compilers")];
+    let entries = directories
+        .iter()
+        .flat_map(|directory| std::fs::read_dir(directory).unwrap());
+    for entry in entries {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|e| e != "o") {
             continue;

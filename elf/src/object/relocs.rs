@@ -8,6 +8,7 @@ use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
 use super::file::{E, bad};
+use super::jumps::JUMP_TABLES;
 use super::parser::{Parser, lookup};
 use super::{INSN_SIZE, Reloc, SECTION, Target};
 use crate::error::{Fault, bad_relocation};
@@ -65,6 +66,12 @@ impl<'d> Parser<'d> {
 
         let Some(target_section) = self.symbol_section(symbol, index)? else {
             let name = self.symbol_name(symbol)?;
+            if symbol.st_shndx(E) == elf::SHN_COMMON {
+                return Err(fault(format_args!(
+                    "refers to {name}, which has no section yet: initialise it, or compile with \
+                     -fno-common as clang 11 and later do"
+                )));
+            }
             if name.is_empty() {
                 return Err(fault(format_args!(
                     "refers to a symbol without a name or a section"
@@ -132,6 +139,14 @@ impl<'d> Parser<'d> {
                 map: data.map,
                 offset: offset as u32,
             });
+        }
+        if self.holds_jumps(target_section) {
+            return match byte(insn.imm).and_then(|o| self.jump_table_at(o)) {
+                Some(target) => reloc(target),
+                None => Err(fault(format_args!(
+                    "refers to a place in {JUMP_TABLES} where no jump table is"
+                ))),
+            };
         }
         let header = self
             .sections

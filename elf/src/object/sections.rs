@@ -7,6 +7,7 @@ use object::read::elf::SectionHeader;
 use object::{NativeEndian, elf};
 
 use super::file::{E, bad, has_types};
+use super::jumps::JUMP_TABLES;
 use super::parser::Parser;
 use super::struct_ops::OpsSection;
 use super::{Code, DataSection, INSN_SIZE, SECTION};
@@ -25,6 +26,7 @@ enum Role {
     LegacyMaps,
     StructOps,
     ArenaData,
+    JumpTables,
     License,
     Version,
     Btf,
@@ -47,6 +49,7 @@ fn role(name: &str, sh_type: u32, flags: u64) -> Role {
         ".maps" => Role::BtfMaps,
         _ if is_legacy_maps(name) => Role::LegacyMaps,
         ARENA_DATA => Role::ArenaData,
+        JUMP_TABLES => Role::JumpTables,
         _ if OpsSection::kind(name).is_some() => Role::StructOps,
         _ if sh_type == elf::SHT_PROGBITS && flags & u64::from(elf::SHF_EXECINSTR) != 0 => {
             Role::Code
@@ -157,6 +160,10 @@ impl<'d> Parser<'d> {
                         let map = u32::MAX;
                         self.object.data_sections.push(DataSection { map, size });
                     }
+                }
+                Role::JumpTables => {
+                    let range = self.range(name, header)?;
+                    self.jump_tables = Some((index, self.data.get(range).unwrap_or_default()));
                 }
                 Role::StructOps => {
                     let range = self.range(name, header)?;

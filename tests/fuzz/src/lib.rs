@@ -155,6 +155,15 @@ fn check(linker: &Linker<'_>, linked: &LinkedProgram) {
                 assert!((map as usize) < object.maps().len());
             }
             Target::Extern(index) => assert!((index as usize) < object.externs().len()),
+            Target::JumpTable(number) => {
+                let table = linked.jump_table(number).expect("tables in use are there");
+                let (function, _) = linked.locate(fixup.insn).expect("an instruction");
+                for &target in &table.targets {
+                    let found = linked.locate(target).map(|(function, _)| function);
+                    assert_eq!(found, Some(function));
+                    assert!((target as usize) < linked.insns.len());
+                }
+            }
         }
         let (function, _) = linked
             .locate(fixup.insn)

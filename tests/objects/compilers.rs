@@ -1,0 +1,121 @@
+//! Objects by compilers that the build script does not use.
+
+use ebpf_manager::bpf::{Collection, LoadError, LoadOptions, MapError, ProgramError};
+use ebpf_manager::elf::{FixupTarget, LinkedProgram, Object};
+
+use crate::common::{Feature, LeakCheck, ROOT, check, kernel_version, load, load_alone, object};
+use crate::common::{require, skip, testdata};
+
+const JUMP_TABLES: Feature = Feature::new("jump tables", 6, 19).config(&["CONFIG_BPF_JIT"]);
+
+const JUMPS: &str = "compilers/jumps.bpf.o";
+
+/// Instruction numbers that the tables of a program lead to, and how many
+/// instructions load the address of one.
+fn tables(object: &Object, program: &str) -> (Vec<Vec<u32>>, usize) {
+    let mut linked = LinkedProgram::default();
+    let spec = object.program(program).unwrap();
+    object.linker().unwrap().link(spec, &mut linked).unwrap();
+    let loads = linked.fixups.iter();
+    let loads = loads.filter(|fixup| matches!(fixup.target, FixupTarget::JumpTable(_)));
+    let tables = linked.jump_tables.iter().map(|table| {
+        assert_eq!(linked.jump_table(table.number), Some(table));
+        table.targets.clone()
+    });
+    (tables.collect(), loads.count())
+}
+
+#[test]
+fn objects_jump_tables_move_with_functions() {
+    let object = object(JUMPS);
+    assert_eq!(tables(&object, "jumps_none"), (Vec::new(), 0));
+    // Of one program, counted from its start.
+    let (own, loads) = tables(&object, "jumps_own");
+    assert_eq!((own.len(), loads), (1, 1));
+    assert_eq!(own[0].len(), 7);
+    let twice = vec![vec![5, 7, 12]];
+    assert_eq!(tables(&object, "jumps_twice"), (twice, 2));
+    // The same functions, each at its place in the program.
+    let (near, _) = tables(&object, "jumps_shared");
+    let (far, _) = tables(&object, "jumps_shared_elsewhere");
+    assert_eq!((near.len(), far.len()), (2, 3));
+    let inner = |tables: &[Vec<u32>]| tables.last().unwrap().clone();
+    let moved = inner(&far)[0].wrapping_sub(inner(&near)[0]);
+    assert_ne!(moved, 0);
+    let near = inner(&near).into_iter();
+    let expected: Vec<u32> = near.map(|at| at.wrapping_add(moved)).collect();
+    assert_eq!(inner(&far), expected);
+}
+
+#[test]
+fn objects_jump_tables_are_loaded() {
+    if !require(&ROOT) || !require(&JUMP_TABLES) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load(JUMPS);
+    let programs = [
+        "jumps_none",
+        "jumps_own",
+        "jumps_shared",
+        "jumps_shared_elsewhere",
+        "jumps_callback",
+        "jumps_twice",
+    ];
+    check(JUMPS, &collection, &programs);
+    // They are the programs' own.
+    assert!(collection.maps().is_empty());
+    drop(collection);
+
+    // A refusal says why: the table may be given to the kernel once more.
+    let err = load_alone(&object(JUMPS), "err_jumps").unwrap_err();
+    let LoadError::Program(ProgramError::Rejected(rejection)) = &err else {
+        panic!("{err}");
+    };
+    let text = err.to_string();
+    assert!(
+        text.contains("invalid mem access 'scalar'"),
+        "{text}\n{}",
+        rejection.log.as_str()
+    );
+    assert_eq!(rejection.source_line.as_ref().unwrap().line, 204);
+}
+
+#[test]
+fn objects_jump_tables_need_a_new_kernel() {
+    if !require(&ROOT) {
+        return;
+    }
+    if kernel_version() >= (6, 19) {
+        skip("this kernel has jump tables");
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object(JUMPS);
+    // What has none of them does not mind.
+    load_alone(&object, "jumps_none").unwrap();
+    let err = load_alone(&object, "jumps_own").unwrap_err();
+    let LoadError::Program(ProgramError::JumpTable { program, source }) = &err else {
+        panic!("{err}");
+    };
+    assert_eq!(program, "jumps_own");
+    assert!(matches!(**source, MapError::Create { .. }));
+    let text = err.to_string();
+    assert!(text.contains("a jump table needs Linux 6.19"), "{text}");
+
+    let mut options = LoadOptions::default();
+    options.optional = object.programs().iter().map(|p| p.name.clone()).collect();
+    let collection = Collection::load(&object, options).unwrap();
+    assert_eq!(collection.programs().len(), 1);
+    assert_eq!(collection.failures().len(), 5);
+}
+
+#[test]
+fn objects_tentative_definitions_are_refused() {
+    let bytes = std::fs::read(testdata("compilers/common.bpf.o")).unwrap();
+    let err = Object::parse(bytes).unwrap_err().to_string();
+    assert!(
+        err.contains("co_tentative") && err.contains("-fno-common"),
+        "{err}"
+    );
+}
