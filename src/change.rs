@@ -1,17 +1,16 @@
 //! Changing a manager while it lives: probes, programs, maps, routes.
 
-use std::fmt;
 use std::sync::Arc;
 
-use ebpf_manager_bpf::elf::edit::{PatchError, Patcher, ProgramEditor};
-use ebpf_manager_bpf::elf::{MapSpec, ProgramSpec};
-use ebpf_manager_bpf::{Map, NetNamespace, Pod, ProgramCopy, pod};
+use ebpf_manager_bpf::elf::MapSpec;
+use ebpf_manager_bpf::{Map, NetNamespace};
 
 use crate::cleanup::{MapEntry, Origin, Undo};
+use crate::clone::{ProgramClone, load_clone, load_for};
 use crate::closing;
 use crate::error::ManagerError;
 use crate::live::{Cell, Live, ProgramRef, is_selected};
-use crate::load::{selection_error, spec_of};
+use crate::load::selection_error;
 use crate::manager::{Inner, Manager};
 use crate::options::{Builder, kind_of};
 use crate::outcome::Outcome;
@@ -84,6 +83,7 @@ impl Manager {
         let removed = live.probes.remove(at);
         live.removed.push(id);
         let result = removed.detach().map_err(ManagerError::Detach);
+        live.release(&removed);
         change.commit();
         result
     }
@@ -429,6 +429,7 @@ fn activate(
                     cell.status.lock().last_error = Some(crate::ProbeError::Detach(Arc::new(err)));
                 }
                 cell.set(Outcome::Disabled);
+                live.release(&cell);
             }
             Ok(())
         }
@@ -457,154 +458,5 @@ fn enable(declaration: &Builder, live: &Live, state: State, cell: &Cell) {
         State::Running => drop(cell.attach(live)),
         State::Paused => cell.set(Outcome::Paused),
         State::Declared | State::Loaded | State::Initialised => cell.set(Outcome::Detached),
-    }
-}
-
-/// The program of a probe that was not loaded at first.
-fn load_for(
-    declaration: &Builder,
-    live: &Live,
-    cell: &Cell,
-) -> Result<ProgramRef, crate::ProbeError> {
-    use crate::ProbeError;
-    if let Some(program) = live.program(&cell.probe.program_name()) {
-        return Ok(program);
-    }
-    match load_clone(declaration, live, &cell.probe, ProgramClone::new()) {
-        Ok(program) => Ok(program),
-        Err(ManagerError::Load(err)) => match *err {
-            ebpf_manager_bpf::LoadError::Program(err) => Err(ProbeError::Load(Arc::new(err))),
-            _ => Err(ProbeError::NotLoaded),
-        },
-        Err(_) => Err(ProbeError::NotLoaded),
-    }
-}
-
-/// Loads one more copy of a program, on the maps that are there.
-fn load_clone(
-    declaration: &Builder,
-    live: &Live,
-    probe: &Probe,
-    clone: ProgramClone,
-) -> Result<ProgramRef, ManagerError> {
-    let base = &live.base;
-    let function = &probe.id.function;
-    if spec_of(base, function).is_none() {
-        return Err(ManagerError::NoSuch {
-            kind: "program",
-            name: function.clone(),
-        });
-    }
-    let Some(object) = &base.object else {
-        return Err(ManagerError::NotKept {
-            name: function.clone(),
-        });
-    };
-    let mut copy = ProgramCopy::new(function, probe.program_name());
-    for (name, map) in clone.maps {
-        if object.map(&name).is_none() {
-            return Err(ManagerError::NoSuch { kind: "map", name });
-        }
-        copy.maps.push(map.named(&name)?);
-    }
-    copy.variables = clone.variables;
-    copy.patchers = clone.patchers;
-    let mut edited;
-    let object = if clone.edits.is_empty() && clone.symbols.is_empty() {
-        object
-    } else {
-        edited = object.clone();
-        for (symbol, value) in &clone.symbols {
-            edited
-                .set_symbol_constant(symbol, *value, &[function])
-                .map_err(ManagerError::Constant)?;
-        }
-        let mut programs = edited.programs_mut().iter_mut();
-        if let Some(spec) = programs.find(|spec| spec.name == *function) {
-            clone.edits.iter().for_each(|edit| edit(spec));
-        }
-        &edited
-    };
-    let mut options = crate::load::options(declaration)?;
-    // It goes where the original does, unless the declaration says otherwise.
-    let mut all = std::mem::take(&mut options.attach_to);
-    let place = [&copy.name, function].into_iter().find_map(|name| {
-        let at = all.iter().position(|to| to.name() == name)?;
-        Some(all.swap_remove(at).named(&copy.name))
-    });
-    options.attach_to.extend(place);
-    options.patchers = declaration.patchers();
-    let program = base.collection.load_copy(object, copy, options)?;
-    Ok(ProgramRef::own(program))
-}
-
-type EditSpec = dyn Fn(&mut ProgramSpec) + Send + Sync;
-
-/// How a clone of a program differs from the original.
-#[derive(Default)]
-pub struct ProgramClone {
-    variables: Vec<(String, Vec<u8>)>,
-    symbols: Vec<(String, u64)>,
-    maps: Vec<(String, Map)>,
-    patchers: Vec<Patcher>,
-    edits: Vec<Box<EditSpec>>,
-}
-
-impl ProgramClone {
-    /// Not at all, yet.
-    pub fn new() -> ProgramClone {
-        ProgramClone::default()
-    }
-
-    /// A global variable has another value. The clone gets its own map for all
-    /// variables of that section.
-    #[must_use]
-    pub fn constant(mut self, name: impl Into<String>, value: impl Pod) -> ProgramClone {
-        let value = pod::bytes_of(&value).to_vec();
-        self.variables.push((name.into(), value));
-        self
-    }
-
-    /// A symbol that nothing defines is this number; see
-    /// [`Constant::symbol`](crate::Constant::symbol). The program has to use it.
-    #[must_use]
-    pub fn symbol(mut self, name: impl Into<String>, value: u64) -> ProgramClone {
-        self.symbols.push((name.into(), value));
-        self
-    }
-
-    /// It uses `map` instead of the map of this name.
-    #[must_use]
-    pub fn map(mut self, name: impl Into<String>, map: &Map) -> ProgramClone {
-        self.maps.push((name.into(), map.clone()));
-        self
-    }
-
-    /// Its instructions are changed.
-    #[must_use]
-    pub fn patch(
-        mut self,
-        patch: impl FnMut(&ProgramSpec, &mut ProgramEditor<'_>) -> Result<(), PatchError>
-        + Send
-        + 'static,
-    ) -> ProgramClone {
-        self.patchers.push(Patcher::new(patch));
-        self
-    }
-
-    /// Its specification is changed: type, attach type, flags.
-    #[must_use]
-    pub fn edit(mut self, edit: impl Fn(&mut ProgramSpec) + Send + Sync + 'static) -> ProgramClone {
-        self.edits.push(Box::new(edit));
-        self
-    }
-}
-
-impl fmt::Debug for ProgramClone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let maps: Vec<&str> = self.maps.iter().map(|(name, _)| name.as_str()).collect();
-        f.debug_struct("ProgramClone")
-            .field("maps", &maps)
-            .finish_non_exhaustive()
     }
 }

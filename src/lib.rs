@@ -35,6 +35,7 @@
 mod bypass;
 mod change;
 mod cleanup;
+mod clone;
 mod closing;
 mod constant;
 mod defaults;
@@ -49,6 +50,7 @@ mod options;
 mod outcome;
 mod probe;
 mod reads;
+mod section;
 mod selector;
 mod source;
 mod start;
@@ -66,8 +68,8 @@ pub mod seed {
 pub use ebpf_manager_bpf as bpf;
 pub use ebpf_manager_bpf::elf;
 
-pub use change::ProgramClone;
 pub use cleanup::Cleanup;
+pub use clone::ProgramClone;
 pub use closing::Closing;
 pub use constant::Constant;
 pub use error::ManagerError;

@@ -16,7 +16,7 @@ use ebpf_manager_bpf::{
     Collection, KernelBtf, Link, LinkError, Map, MapError, Pod, Program, Variable,
 };
 
-use crate::bypass::Bypass;
+use crate::bypass::{Bypass, Ticket};
 use crate::cleanup::MapEntry;
 use crate::defaults::Defaults;
 use crate::hook::Site;
@@ -39,7 +39,7 @@ pub(crate) struct Base {
     pub(crate) excluded: Vec<String>,
     /// Pins of programs that this manager made.
     pub(crate) program_pins: Vec<PathBuf>,
-    pub(crate) bypass: Option<Bypass>,
+    pub(crate) bypass: Option<Arc<Bypass>>,
     /// Programs are measured while this is open.
     pub(crate) statistics: Mutex<Option<OwnedFd>>,
     pub(crate) parse: Duration,
@@ -104,6 +104,14 @@ impl Cell {
         self.status.lock().program.clone()
     }
 
+    /// The name of its program, also of one that is not loaded.
+    pub(crate) fn program_name(&self) -> String {
+        match &self.status.lock().program {
+            Some(program) => program.name().to_owned(),
+            None => self.probe.program_name(),
+        }
+    }
+
     /// Notes a failure.
     pub(crate) fn fail(&self, error: ProbeError) {
         let mut status = self.status.lock();
@@ -128,6 +136,7 @@ impl Cell {
     /// Attaches it, with the tries that it is given. What goes wrong is noted
     /// and returned.
     pub(crate) fn attach(&self, live: &Live) -> Result<(), ProbeError> {
+        live.end_bypass(self);
         let result = self.try_attach(live);
         match result {
             Ok(link) => {
@@ -202,9 +211,59 @@ impl Live {
         ProgramRef::find(&self.base.collection, name).or_else(|| {
             self.probes
                 .iter()
-                .filter(|cell| cell.probe.program_name() == name)
-                .find_map(Cell::program)
+                .filter_map(Cell::program)
+                .find(|program| program.name() == name)
         })
+    }
+
+    /// How a probe's program is bypassed, if it can be.
+    pub(crate) fn bypass_of(&self, cell: &Cell) -> Option<(&Bypass, usize)> {
+        let bypass = self.base.bypass.as_ref()?;
+        Some((bypass, bypass.number(&cell.program()?)?))
+    }
+
+    /// Other probes of the same program.
+    pub(crate) fn sharing<'l>(&'l self, cell: &'l Cell) -> impl Iterator<Item = &'l Cell> {
+        let program = cell.program();
+        self.probes
+            .iter()
+            .filter(|other| !Arc::ptr_eq(&other.status, &cell.status))
+            .filter(move |other| match (&program, other.program()) {
+                (Some(program), Some(other)) => program.is(&other),
+                _ => false,
+            })
+    }
+
+    /// Before a probe is attached: a program that is bypassed would not run
+    /// there. Probes that are paused in that way are detached instead.
+    fn end_bypass(&self, cell: &Cell) {
+        let Some((bypass, number)) = self.bypass_of(cell) else {
+            return;
+        };
+        if !bypass.is_set(number) {
+            return;
+        }
+        for other in self.sharing(cell) {
+            if other.outcome() == Outcome::Paused {
+                // Closed, it is detached in any case.
+                let _ = other.detach();
+                other.set(Outcome::Paused);
+            }
+        }
+        // The map is an array of ours: this cannot fail but for a closed map.
+        let _ = bypass.set(number, false);
+    }
+
+    /// When a probe is given up: nothing is left that its program is bypassed
+    /// for, unless another probe of it is paused.
+    pub(crate) fn release(&self, cell: &Cell) {
+        let mut others = self.sharing(cell);
+        if let Some((bypass, number)) = self.bypass_of(cell)
+            && bypass.is_set(number)
+            && !others.any(|other| other.outcome() == Outcome::Paused)
+        {
+            let _ = bypass.set(number, false);
+        }
     }
 
     /// What a probe means for its selectors, as things stand.
@@ -245,6 +304,8 @@ pub struct ProgramRef(Handle);
 enum Handle {
     Loaded(Arc<Collection>, usize),
     Own(Arc<Program>),
+    /// A clone, with its number for being bypassed.
+    Clone(Arc<Program>, Arc<Ticket>),
 }
 
 impl ProgramRef {
@@ -259,6 +320,31 @@ impl ProgramRef {
     pub(crate) fn own(program: Program) -> ProgramRef {
         ProgramRef(Handle::Own(Arc::new(program)))
     }
+
+    pub(crate) fn cloned(program: Program, ticket: Option<Arc<Ticket>>) -> ProgramRef {
+        match ticket {
+            Some(ticket) => ProgramRef(Handle::Clone(Arc::new(program), ticket)),
+            None => ProgramRef::own(program),
+        }
+    }
+
+    /// Whether this is the same program.
+    pub(crate) fn is(&self, other: &ProgramRef) -> bool {
+        let (one, other): (&Program, &Program) = (self, other);
+        std::ptr::eq(one, other)
+    }
+
+    /// Whether it was loaded with the object.
+    pub(crate) fn is_loaded(&self) -> bool {
+        matches!(self.0, Handle::Loaded(..))
+    }
+
+    pub(crate) fn ticket(&self) -> Option<&Ticket> {
+        match &self.0 {
+            Handle::Clone(_, ticket) => Some(ticket),
+            Handle::Loaded(..) | Handle::Own(_) => None,
+        }
+    }
 }
 
 impl Deref for ProgramRef {
@@ -268,7 +354,7 @@ impl Deref for ProgramRef {
         match &self.0 {
             // The collection never changes, and the index was found in it.
             Handle::Loaded(collection, index) => &collection.programs()[*index],
-            Handle::Own(program) => program,
+            Handle::Own(program) | Handle::Clone(program, _) => program,
         }
     }
 }

@@ -91,8 +91,15 @@ pub(crate) fn load(
     let probes = declaration.probes.iter().map(probe).collect();
     let bypass = marked.and_then(|marked| {
         let map = collection.map(bypass::MAP)?;
-        Some(Bypass::new(map, &marked))
+        Some(Arc::new(Bypass::new(map, &marked)))
     });
+    // One that is somebody else's says whom that bypasses.
+    let mut own = maps.iter().filter(|entry| entry.origin == Origin::Created);
+    if let Some(bypass) = &bypass
+        && own.any(|entry| entry.map.name() == bypass::MAP)
+    {
+        bypass.clear()?;
+    }
     if declaration.keep_specs && copied {
         draft.set_numbers()?;
     }

@@ -413,7 +413,9 @@ impl Builder {
     /// that use the symbol `bypass_program` in one of their first two
     /// instructions, in an object with a map `program_bypassed`. They get a
     /// look at that map as a prologue, and while they are paused they return
-    /// at once what lets packets and calls pass. Requires at least Linux 5.2.
+    /// at once what lets packets and calls pass. So do clones, up to 64 at a
+    /// time; what is beyond that is detached as others are. Requires at least
+    /// Linux 5.2.
     #[must_use]
     pub fn bypass(mut self) -> Builder {
         self.bypass = Some(bypass::prepare);

@@ -294,7 +294,7 @@ impl ProbeRef {
 
     /// The name of its program.
     pub fn program_name(&self) -> String {
-        self.cell.probe.program_name()
+        self.cell.program_name()
     }
 
     /// What became of it.

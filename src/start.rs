@@ -99,8 +99,9 @@ impl Manager {
     /// [`ManagerError::Detach`].
     pub fn detach_probe(&self, id: impl Into<ProbeId>) -> Result<(), ManagerError> {
         self.with_probe(&id.into(), &mut |live, cell| {
-            unbypass(live, cell);
-            cell.detach().map_err(ManagerError::Detach)
+            let result = cell.detach().map_err(ManagerError::Detach);
+            live.release(cell);
+            result
         })
     }
 
@@ -177,17 +178,15 @@ fn pause_all(live: &Live, cells: &[Cell]) -> Result<(), ManagerError> {
 }
 
 fn pause(live: &Live, cell: &Cell, all: bool) -> Result<(), ManagerError> {
-    let name = cell.probe.program_name();
     // A program that others have as well is bypassed for all of them.
     let shared = || {
-        let others = live.probes.iter().filter(|other| other.id() != cell.id());
-        others
-            .filter(|other| other.outcome().is_running())
-            .any(|other| other.probe.program_name() == name)
+        let mut others = live.sharing(cell);
+        others.any(|other| other.outcome().is_running())
     };
-    if let Some(bypass) = live.base.bypass.as_ref().filter(|_| all || !shared())
-        && bypass.set(&name, true)?
+    if let Some((bypass, number)) = live.bypass_of(cell)
+        && (all || !shared())
     {
+        bypass.set(number, true)?;
         cell.set(Outcome::Paused);
         return Ok(());
     }
@@ -239,9 +238,9 @@ fn resume(live: &Live, cell: &Cell) -> Result<(), ManagerError> {
 }
 
 fn unbypass(live: &Live, cell: &Cell) {
-    if let Some(bypass) = &live.base.bypass {
+    if let Some((bypass, number)) = live.bypass_of(cell) {
         // The map is an array of ours: this cannot fail but for a closed map.
-        let _ = bypass.set(&cell.probe.program_name(), false);
+        let _ = bypass.set(number, false);
     }
 }
 

@@ -23,10 +23,16 @@ mod failures;
 mod handlers;
 #[path = "lifecycle/hook_traps.rs"]
 mod hook_traps;
+#[path = "lifecycle/hooks.rs"]
+mod hooks;
 #[path = "lifecycle/manage.rs"]
 mod manage;
 #[path = "lifecycle/outcomes.rs"]
 mod outcomes;
+#[path = "lifecycle/pausing.rs"]
+mod pausing;
+#[path = "lifecycle/records.rs"]
+mod records;
 #[path = "lifecycle/selection.rs"]
 mod selection;
 #[path = "lifecycle/traps.rs"]
@@ -353,153 +359,6 @@ fn start_twice_attaches_once() {
 }
 
 #[test]
-fn every_hook_fires_until_stop() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let hits = Hits::default();
-    let probes = ["attach_exec", "attach_fork", "attach_exec_raw"];
-    let mut builder = Manager::builder().exclude("attach_enter");
-    for probe in probes {
-        builder = builder.probe(Probe::new(probe));
-    }
-    let manager = builder.ring_buffer("hits", hits.handler()).build().unwrap();
-    manager.init(&attach_object()).unwrap();
-    assert!(manager.program("attach_enter").is_none());
-    let counters = Counters::of(&manager);
-    manager.start().unwrap();
-
-    let by_event = match PERF_LINK.verdict() {
-        Verdict::Run => Mechanism::PerfEventLink,
-        _ => Mechanism::PerfEventIoctl,
-    };
-    let expected = [by_event, by_event, Mechanism::RawTracepointOpen];
-    for ((id, outcome), (name, mechanism)) in
-        manager.probes().iter().zip(probes.iter().zip(expected))
-    {
-        assert_eq!(id.function, *name);
-        // Kernels without links on perf events answer so.
-        let after = match mechanism {
-            Mechanism::PerfEventIoctl => " (after perf event link: EINVAL)",
-            _ => "",
-        };
-        let said = format!("attached by {mechanism}{after}");
-        assert_eq!(outcome.to_string(), said, "{name}");
-    }
-
-    // Executed by the child, forked by this process.
-    let children = Mutex::new(Vec::new());
-    let by_child = |hook| {
-        let children = children.lock().unwrap();
-        let hits = hits.of(hook);
-        hits.iter().any(|hit| children.contains(&hit.tgid))
-    };
-    let mine = std::process::id();
-    let forked = || hits.of(FORK).iter().any(|hit| hit.tgid == mine);
-    act_until(
-        "a hit of every hook",
-        || children.lock().unwrap().push(spawn_true()),
-        || by_child(EXEC) && by_child(EXEC_RAW) && forked(),
-    );
-
-    manager.stop().unwrap();
-    let names = ["exec_count", "fork_count", "exec_raw_count"];
-    let counts = names.map(|name| counters.get(name));
-    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
-    let seen = hits.len();
-    spawn_true();
-    assert_eq!(names.map(|name| counters.get(name)), counts);
-    assert_eq!(hits.len(), seen);
-}
-
-#[test]
-fn hook_of_the_declaration_beats_the_section() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let hits = Hits::default();
-    let manager = Manager::builder()
-        .probe(Probe::new("attach_fork").hook(Hook::tracepoint("sched", "sched_process_exec")))
-        .probe(Probe::new("attach_exec_raw").hook(Hook::raw_tracepoint("sched_process_fork")))
-        .constant("target_tgid", std::process::id())
-        .ring_buffer("hits", hits.handler())
-        .build()
-        .unwrap();
-    manager.init(&attach_object()).unwrap();
-    manager.start().unwrap();
-    // Only the parent is counted: forks reach the raw program, executions by
-    // the child reach nobody.
-    let raw = || !hits.of(EXEC_RAW).is_empty();
-    let fork = || {
-        spawn_true();
-    };
-    act_until("a fork", fork, raw);
-    manager.stop().unwrap();
-    assert!(hits.of(FORK).is_empty());
-}
-
-#[test]
-fn one_function_is_attached_under_several_names() {
-    if !require(&RING_BUFFER) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let hits = Hits::default();
-    let exec = Hook::tracepoint("sched", "sched_process_exec");
-    let manager = Manager::builder()
-        .probe(Probe::new("attach_fork"))
-        .probe(Probe::new("attach_fork").uid("exec").hook(exec))
-        .ring_buffer("hits", hits.handler())
-        .build()
-        .unwrap();
-    manager.init(&attach_object()).unwrap();
-    manager.start().unwrap();
-    let names: Vec<String> = manager.probes().iter().map(|p| p.0.to_string()).collect();
-    assert_eq!(names, ["attach_fork", "attach_fork (exec)"]);
-    let child = spawn_true();
-    // Forked by the parent, executed by the child.
-    let by = |tgid| hits.of(FORK).iter().any(|hit| hit.tgid == tgid);
-    wait_until("both hits", || by(std::process::id()) && by(child));
-    manager.stop().unwrap();
-}
-
-/// To one hook a program is attached once, but for raw tracepoints since 6.10,
-/// which know a link rather than its program. A hook that is seldom called, for
-/// the second program makes the kernel rewrite the call, and an emulated
-/// machine may trip over code that changes under it.
-#[test]
-fn one_function_twice_on_one_hook_is_the_kernels_to_refuse() {
-    if !require(&RING_BUFFER) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let manager = Manager::builder()
-        .probe(Probe::new("attach_exec_raw"))
-        .probe(Probe::new("attach_exec_raw").uid("again"))
-        .build()
-        .unwrap();
-    manager.init(&attach_object()).unwrap();
-    let start = manager.start();
-    if kernel_version() < (6, 10) {
-        let Err(ManagerError::Attach { probe, source }) = start else {
-            panic!("{start:?}")
-        };
-        assert_eq!(probe.to_string(), "attach_exec_raw (again)");
-        assert!(source.is(Errno::EEXIST), "{source}");
-        assert_eq!(manager.state(), State::Initialised);
-        return;
-    }
-    start.unwrap();
-    let counters = Counters::of(&manager);
-    let before = counters.get("exec_raw_count");
-    spawn_true();
-    assert!(counters.get("exec_raw_count") >= before + 2);
-    manager.stop().unwrap();
-}
-
-#[test]
 fn dropping_a_running_manager_stops_it() {
     if !require(&HOOKS) {
         return;
@@ -527,122 +386,6 @@ fn dropping_a_running_manager_stops_it() {
     hit(10);
     assert_eq!(counters.get("enter_count"), count);
     assert_eq!(hits.len() as u64 + counters.get("lost_count"), count);
-}
-
-/// What was written before the start is read, and what nobody read until the
-/// stop.
-#[test]
-fn no_record_is_forgotten_at_either_end() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let gate = Arc::new(Mutex::new(()));
-    let numbers = Arc::new(Mutex::new(Vec::new()));
-    let (behind_gate, seen) = (Arc::clone(&gate), Arc::clone(&numbers));
-    let manager = Manager::builder()
-        .ring_buffer("ring", move |record| {
-            drop(behind_gate.lock().unwrap());
-            let number = u64::from_ne_bytes(*record.first_chunk().unwrap());
-            assert_eq!(record[8..12], (record.len() as u32).to_ne_bytes());
-            assert_eq!(record[12..16], 7_u32.to_ne_bytes());
-            seen.lock().unwrap().push(number);
-        })
-        .build()
-        .unwrap();
-    manager.init(&generator_object()).unwrap();
-    assert_eq!(generate(&manager, 0, 100, Wakeup::IfWaiting), 0);
-    assert_eq!(numbers.lock().unwrap().len(), 0, "read before the start");
-    manager.start().unwrap();
-    wait_until("records from before the start", || {
-        numbers.lock().unwrap().len() == 100
-    });
-
-    let closed = gate.lock().unwrap();
-    assert_eq!(generate(&manager, 100, 100, Wakeup::IfWaiting), 0);
-    drop(closed);
-    wait_until("records behind the gate", || {
-        numbers.lock().unwrap().len() == 200
-    });
-
-    // Nobody tells the reader of these; it may find them by itself.
-    assert_eq!(generate(&manager, 200, 100, Wakeup::Never), 0);
-    manager.stop().unwrap();
-    assert!(numbers.lock().unwrap().iter().copied().eq(0..300));
-    assert_eq!(manager.stream_stats("ring").unwrap().records, 300);
-}
-
-#[test]
-fn records_and_losses_add_up() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let read = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&read);
-    let mut next = 0;
-    let manager = Manager::builder()
-        .ring_buffer("ring", move |record| {
-            let number = u64::from_ne_bytes(*record.first_chunk().unwrap());
-            assert!(number >= next, "{number} after {next}");
-            next = number + 1;
-            counter.fetch_add(1, Ordering::Relaxed);
-        })
-        .build()
-        .unwrap();
-    manager.init(&generator_object()).unwrap();
-    manager.start().unwrap();
-    let runs = 50;
-    let lost: u64 = (0..runs)
-        .map(|run| generate(&manager, run * 1024, 1024, Wakeup::IfWaiting))
-        .sum();
-    manager.stop().unwrap();
-    assert_eq!(read.load(Ordering::Relaxed) + lost, runs * 1024);
-}
-
-/// With producers that do not care, a program may still be running on another
-/// CPU when its hook is taken away; nothing else may be missing.
-#[test]
-fn stop_under_load_loses_only_what_is_in_flight() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let done = Arc::new(AtomicBool::new(false));
-    let producers: Vec<_> = (0..3)
-        .map(|_| {
-            let done = Arc::clone(&done);
-            thread::spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    hit(1);
-                }
-            })
-        })
-        .collect();
-    for _ in 0..3 {
-        let hits = Hits::default();
-        let manager = getpid_builder(hits.handler()).build().unwrap();
-        manager.init(&attach_object()).unwrap();
-        manager.start().unwrap();
-        let counters = Counters::of(&manager);
-        wait_until("many hits", || hits.len() > 1000);
-        manager.stop().unwrap();
-        let accounted = hits.len() as u64 + counters.get("lost_count");
-        // Once the kernel has waited for the program to go, all are counted.
-        drop(manager);
-        thread::sleep(Duration::from_millis(20));
-        let count = counters.get("enter_count");
-        let missing = count.checked_sub(accounted);
-        let cpus = thread::available_parallelism().unwrap().get() as u64;
-        assert!(
-            missing.is_some_and(|missing| missing <= cpus),
-            "{accounted} of {count}"
-        );
-    }
-    done.store(true, Ordering::Relaxed);
-    for producer in producers {
-        producer.join().unwrap();
-    }
 }
 
 /// Many threads ask for everything at once: each is told no in an orderly way,

@@ -7,15 +7,16 @@ use ebpf_manager::bpf::{MapType, PerfBufferOptions};
 use ebpf_manager::{MapOptions, MapRoute, ProbeId, ProgramClone, Selector, Sink, Stream, TailCall};
 
 use super::manage::{MANAGE, assert_runs, builder, initialised, run, run_program};
+use super::pausing::socket_filter;
 use super::*;
 
-fn enter(uid: &str) -> Probe {
+pub(super) fn enter(uid: &str) -> Probe {
     Probe::new("manage_calls")
         .uid(uid)
         .hook(Hook::raw_tracepoint("sys_enter"))
 }
 
-fn id(uid: &str) -> ProbeId {
+pub(super) fn id(uid: &str) -> ProbeId {
     ProbeId::new("manage_calls", uid)
 }
 
@@ -417,191 +418,6 @@ fn trap_failed_rename_changes_nothing() {
         .update_activated(&[Selector::probe(id("c"))])
         .unwrap();
     assert_runs(&manager, true);
-    manager.stop().unwrap();
-}
-
-#[test]
-fn pause_and_resume_by_detaching() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let manager = initialised(builder().probe(enter("")));
-    assert!(matches!(manager.pause(), Err(ManagerError::State { .. })));
-    manager.start().unwrap();
-    for _ in 0..2 {
-        assert_runs(&manager, true);
-        manager.pause().unwrap();
-        assert_eq!(manager.state(), State::Paused);
-        assert_eq!(
-            manager.probe("manage_calls").unwrap().outcome(),
-            Outcome::Paused
-        );
-        assert!(manager.probe("manage_calls").unwrap().is_running());
-        assert_runs(&manager, false);
-        manager.pause().unwrap();
-        manager.resume().unwrap();
-        assert_eq!(manager.state(), State::Running);
-    }
-    manager.pause().unwrap();
-    manager.stop().unwrap();
-}
-
-#[test]
-fn trap_paused_manager_is_not_started() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let manager = initialised(builder().probe(enter("")));
-    manager.start().unwrap();
-    manager.pause().unwrap();
-    let err = manager.start().unwrap_err();
-    assert_eq!(err.to_string(), "cannot start a manager that is paused");
-    assert_eq!(manager.state(), State::Paused);
-    manager.resume().unwrap();
-    assert_runs(&manager, true);
-    manager.stop().unwrap();
-}
-
-#[test]
-fn trap_every_kind_of_hook_is_paused_or_none() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let manager = initialised(
-        builder()
-            .probe(enter(""))
-            .probe(Probe::new("manage_packets").hook(socket_filter())),
-    );
-    manager.start().unwrap();
-    manager.pause().unwrap();
-    assert!(
-        manager
-            .probes()
-            .iter()
-            .all(|(_, outcome)| *outcome == Outcome::Paused)
-    );
-    manager.resume().unwrap();
-    assert!(
-        manager
-            .probes()
-            .iter()
-            .all(|(_, outcome)| matches!(outcome, Outcome::Attached(_)))
-    );
-    manager.stop().unwrap();
-}
-
-fn socket_filter() -> Hook {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    Hook::socket_filter(socket.into())
-}
-
-#[test]
-fn failed_resume_leaves_all_paused() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let gone = Arc::new(AtomicBool::new(false));
-    let is_gone = Arc::clone(&gone);
-    let hook = Hook::new("comes and goes", move |program, _| {
-        let name = if is_gone.load(Ordering::Relaxed) {
-            "no_such_event"
-        } else {
-            "sys_exit"
-        };
-        ebpf_manager::bpf::Link::raw_tracepoint(program, name)
-    });
-    let manager = initialised(builder().probe(enter("")).probe(enter("2").hook(hook)));
-    manager.start().unwrap();
-    manager.pause().unwrap();
-    gone.store(true, Ordering::Relaxed);
-    let err = manager.resume().unwrap_err();
-    assert!(matches!(err, ManagerError::Attach { .. }), "{err}");
-    assert_eq!(manager.state(), State::Paused);
-    assert!(
-        manager
-            .probes()
-            .iter()
-            .all(|(_, outcome)| *outcome == Outcome::Paused)
-    );
-    assert_runs(&manager, false);
-    gone.store(false, Ordering::Relaxed);
-    manager.resume().unwrap();
-    assert_runs(&manager, true);
-    manager.stop().unwrap();
-}
-
-#[test]
-fn one_probe_is_paused_alone() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let manager = initialised(
-        builder()
-            .bypass()
-            .probe(enter(""))
-            .probe(Probe::new("manage_packets").hook(socket_filter())),
-    );
-    manager.start().unwrap();
-    manager.pause_probe("manage_calls").unwrap();
-    assert_runs(&manager, false);
-    assert!(matches!(
-        manager.probe("manage_packets").unwrap().outcome(),
-        Outcome::Attached(_)
-    ));
-    manager.resume_probe("manage_calls").unwrap();
-    assert_runs(&manager, true);
-    manager.detach_probe("manage_calls").unwrap();
-    assert_eq!(
-        manager.probe("manage_calls").unwrap().outcome(),
-        Outcome::Detached
-    );
-    assert_runs(&manager, false);
-    manager.attach_probe("manage_calls").unwrap();
-    manager.attach_probe("manage_calls").unwrap();
-    assert_runs(&manager, true);
-    manager.stop().unwrap();
-}
-
-/// Bypassed programs stay attached and let everything pass.
-#[test]
-fn trap_bypass_lets_packets_pass_and_is_of_one_manager() {
-    if !require(&HOOKS) {
-        return;
-    }
-    let _leaks = LeakCheck::begin();
-    let declare = || {
-        builder()
-            .bypass()
-            .probe(enter(""))
-            .probe(Probe::new("manage_packets").hook(socket_filter()))
-            .probe(
-                Probe::new("manage_frames")
-                    .optional()
-                    .hook(Hook::xdp("no_such_if")),
-            )
-    };
-    let (manager, other) = (initialised(declare()), initialised(declare()));
-    manager.start().unwrap();
-    other.start().unwrap();
-    let attachments = || manager.probe("manage_calls").unwrap().outcome();
-    assert!(matches!(attachments(), Outcome::Attached(_)));
-    assert_eq!(run(&manager, "manage_packets"), 5);
-    manager.pause().unwrap();
-    // A socket filter that returns 0 drops the packet.
-    assert_eq!(run(&manager, "manage_packets"), u32::MAX);
-    assert_runs(&manager, false);
-    // The other one's programs go on.
-    assert_eq!(run(&other, "manage_packets"), 5);
-    assert_runs(&other, true);
-    manager.resume().unwrap();
-    assert_eq!(run(&manager, "manage_packets"), 5);
-    assert_runs(&manager, true);
-    other.stop().unwrap();
     manager.stop().unwrap();
 }
 
