@@ -16,8 +16,9 @@ use common::net::Net;
 use common::{Feature, LeakCheck, ROOT, TempDir, Verdict, require, testdata};
 use ebpf_manager::bpf::{
     CgroupOptions, ClsactOptions, Collection, Cure, Direction, Errno, Interface, Kprobe, Link,
-    LinkError, LoadError, LoadOptions, Map, MapError, MapType, Mechanism, Method, PerfHook,
-    Sharing, TcAttach, Uprobe, XdpMode, XdpOptions, open_object,
+    LinkError, LoadError, LoadOptions, Map, MapError, MapType, Mechanism, Method,
+    PerfBufferOptions, PerfBufferReader, PerfHook, Sharing, TcAttach, Uprobe, XdpMode, XdpOptions,
+    open_object,
 };
 use ebpf_manager::elf::MapSpec;
 use ebpf_manager_sys::proc::{Capabilities, keep_capabilities};
@@ -114,6 +115,31 @@ fn in_any_mode(mechanism: Mechanism) -> Uprobe {
     Uprobe::offset("/proc/self/exe", 64).attach_by(mechanism)
 }
 
+#[test]
+fn unprivileged_reading_names_the_capability() {
+    if !require(&FINE_CAPABILITIES) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("perfbuf.bpf.o", &["perfbuf_output"]);
+    let buffers = collection.map("buffers").unwrap();
+    let open = || PerfBufferReader::new(buffers, PerfBufferOptions::default());
+    match with_only(Capabilities::BPF, open) {
+        // Any process may.
+        Ok(_) => assert!(perf_event_paranoid() <= 0),
+        Err(err) => {
+            assert!(err.to_string().contains("perf_event_paranoid is"), "{err}");
+            assert!(err.to_string().contains("CAP_"), "{err}");
+        }
+    }
+    open().unwrap();
+}
+
+fn perf_event_paranoid() -> i64 {
+    let level = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
+    level.trim().parse().unwrap()
+}
+
 /// Who is given a loaded program still needs capabilities to attach it.
 #[test]
 fn unprivileged_tracing_names_the_capability() {
@@ -130,8 +156,7 @@ fn unprivileged_tracing_names_the_capability() {
     let collection = load("hooks.bpf.o", &programs);
     let [kprobe, uprobe, tracepoint, counter] =
         programs.map(|name| collection.program(name).unwrap());
-    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
-    let paranoid: i64 = paranoid.trim().parse().unwrap();
+    let paranoid = perf_event_paranoid();
     // Debian's kernels leave all perf events to this above 2.
     let closed = paranoid > 2;
     let capability = if closed {

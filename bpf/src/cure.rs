@@ -207,6 +207,17 @@ fn no_events_at_all() -> Option<Cure> {
     )
 }
 
+/// What `kernel.perf_event_paranoid` may be at most for a process without
+/// `CAP_PERFMON` that opens an event.
+pub(crate) mod paranoid {
+    /// A tracepoint's, for all processes.
+    pub(crate) const TRACEPOINT: i64 = -1;
+    /// A counter's, for all that a CPU does.
+    pub(crate) const CPU: i64 = 0;
+    /// A counter's, for one thread, in the kernel too.
+    pub(crate) const THREAD: i64 = 1;
+}
+
 /// As [`find`], for a perf event that any process may open where
 /// `kernel.perf_event_paranoid` is at most `allowed`.
 #[cold]

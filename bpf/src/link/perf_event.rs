@@ -5,9 +5,9 @@ use ebpf_manager_sys::abi::perf::{OpenFlags, event_type, software};
 use ebpf_manager_sys::perf::{PerfEvent, PerfEventAttr, Scope};
 use ebpf_manager_sys::{Errno, SysError, proc};
 
-use super::trace::{Way, expect_type, not_opened, on_event, paranoid};
+use super::trace::{Way, expect_type, not_opened, on_event};
 use super::{Link, Mechanism};
-use crate::cure::Cure;
+use crate::cure::{Cure, paranoid};
 use crate::error::LinkError;
 use crate::program::Program;
 

@@ -17,7 +17,7 @@ use ebpf_manager_sys::tracefs::Tracefs;
 use ebpf_manager_sys::{Errno, SysError};
 
 use super::{AttachedProgram, Inner, Link, Mechanism};
-use crate::cure::{self, Cure, Need};
+use crate::cure::{self, Cure, Need, paranoid};
 use crate::error::LinkError;
 use crate::map::Map;
 use crate::program::Program;
@@ -500,17 +500,6 @@ pub(super) fn failed(target: &str, tried: Vec<(&'static str, SysError)>) -> Link
         tried,
         cure,
     }
-}
-
-/// What `kernel.perf_event_paranoid` may be at most for a process without
-/// `CAP_PERFMON` that opens an event.
-pub(super) mod paranoid {
-    /// A tracepoint's, for all processes.
-    pub(crate) const TRACEPOINT: i64 = -1;
-    /// A counter's, for all that a CPU does.
-    pub(crate) const CPU: i64 = 0;
-    /// A counter's, for one thread, in the kernel too.
-    pub(crate) const THREAD: i64 = 1;
 }
 
 /// A perf event could not be opened.

@@ -14,6 +14,7 @@ use ebpf_manager_sys::uevent::{CpuEvents, CpuNews};
 use ebpf_manager_sys::{Errno, SysError};
 
 use super::{Buffer, OwnedRecord, Record, check_type, corrupt, kernel};
+use crate::cure;
 use crate::error::ReaderError;
 use crate::map::Map;
 
@@ -639,10 +640,19 @@ pub(super) fn open_event(
             Ok(event) => return Ok(Some(event)),
             Err(err) if err.is(Errno::ENODEV) => return Ok(None),
             Err(err) if err.is(Errno::EINVAL) && !format.is_empty() => {}
-            Err(err) => return Err(err),
+            Err(err) => return Err(explained(err)),
         }
     }
     Ok(None)
+}
+
+/// With what would help, if that shows.
+#[cold]
+fn explained(err: SysError) -> SysError {
+    match cure::find_for_event(&err, cure::paranoid::CPU) {
+        Some(cure) => err.with_detail(cure.to_string()),
+        None => err,
+    }
 }
 
 /// Pages of a ring of at least so many bytes.
