@@ -1,14 +1,14 @@
-//! Maps: creation with fallback to old kernels, typed and raw access, pins.
+//! Maps: creation with fallback to old kernels, elements, pins.
 
-use std::ops::ControlFlow;
+mod elements;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ebpf_manager_elf::MapSpec;
-use ebpf_manager_sys::abi::bpf::{ElemFlags, MapFlags, MapType, ProgramType};
+use ebpf_manager_sys::abi::bpf::{MapFlags, MapType, ProgramType};
 use ebpf_manager_sys::abi::insn::Insn;
-use ebpf_manager_sys::abi::pod::{self, Pod};
 use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd, ProgLoad};
 use ebpf_manager_sys::map_memory::MapMemory;
 use ebpf_manager_sys::{Errno, SysError};
@@ -286,7 +286,7 @@ impl Map {
         &self.inner.lost
     }
 
-    /// The raw map, for calls not wrapped here (batches, flags).
+    /// The raw map, for calls not wrapped here.
     pub fn raw(&self) -> &MapFd {
         &self.inner.fd
     }
@@ -315,90 +315,6 @@ impl Map {
     pub(crate) fn set_operations(&self, value: Vec<u8>) {
         // Set once: a collection loads a map once.
         let _ = self.inner.operations.set(value.into_boxed_slice());
-    }
-
-    /// Reads the value of `key` into `value`; false if there is none.
-    ///
-    /// `value` has [`Map::value_size`] bytes, for per-CPU types that size
-    /// rounded up to 8 times the number of possible CPUs.
-    pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> Result<bool, MapError> {
-        self.inner.fd.lookup(key, value).map_err(|e| self.access(e))
-    }
-
-    /// Sets the value of `key`, adding it if needed.
-    pub fn update(&self, key: &[u8], value: &[u8]) -> Result<(), MapError> {
-        self.update_with(key, value, ElemFlags::empty())
-    }
-
-    /// Sets the value of `key` with flags: only if absent, only if present.
-    pub fn update_with(&self, key: &[u8], value: &[u8], flags: ElemFlags) -> Result<(), MapError> {
-        self.inner
-            .fd
-            .update(key, value, flags)
-            .map_err(|e| self.access(e))
-    }
-
-    /// As [`update_with`](Self::update_with), with the kernel's bare answer.
-    pub(crate) fn update_raw(
-        &self,
-        key: &[u8],
-        value: &[u8],
-        flags: ElemFlags,
-    ) -> Result<(), SysError> {
-        self.inner.fd.update(key, value, flags)
-    }
-
-    /// Removes `key`; false if it was not there.
-    pub fn delete(&self, key: &[u8]) -> Result<bool, MapError> {
-        self.inner.fd.delete(key).map_err(|e| self.access(e))
-    }
-
-    /// The value of `key` as a plain-data type of exactly the map's sizes.
-    ///
-    /// # Errors
-    /// [`MapError::Access`] with `EINVAL` if a size differs.
-    pub fn get<V: Pod>(&self, key: &impl Pod) -> Result<Option<V>, MapError> {
-        let mut value = pod::zeroed::<V>();
-        let found = self.lookup(pod::bytes_of(key), pod::bytes_of_mut(&mut value))?;
-        Ok(found.then_some(value))
-    }
-
-    /// Sets the value of `key` from plain-data types of exactly the map's
-    /// sizes.
-    ///
-    /// # Errors
-    /// [`MapError::Access`] with `EINVAL` if a size differs.
-    pub fn set(&self, key: &impl Pod, value: &impl Pod) -> Result<(), MapError> {
-        self.update(pod::bytes_of(key), pod::bytes_of(value))
-    }
-
-    /// Calls `visit` with each key, in the kernel's order, until it breaks.
-    ///
-    /// A map that changes meanwhile may show keys twice or not at all, and a
-    /// hash restarts from its first key when the current one is deleted.
-    pub fn for_each_key(
-        &self,
-        visit: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
-    ) -> Result<(), MapError> {
-        let mut key = vec![0; self.key_size()];
-        let mut next = vec![0; self.key_size()];
-        let mut first = true;
-        loop {
-            let from = (!first).then_some(key.as_slice());
-            if !self
-                .inner
-                .fd
-                .next_key(from, &mut next)
-                .map_err(|e| self.access(e))?
-            {
-                return Ok(());
-            }
-            std::mem::swap(&mut key, &mut next);
-            first = false;
-            if visit(&key).is_break() {
-                return Ok(());
-            }
-        }
     }
 
     /// Forbids user space to change the map. Requires at least Linux 5.2.

@@ -102,10 +102,7 @@ pub fn map_create(create: &MapCreate<'_>) -> Result<MapFd> {
 pub(super) fn buffer_value_size(map_type: MapType, value_size: u32) -> Result<Option<usize>> {
     let size = value_size as usize;
     Ok(match map_type {
-        MapType::PERCPU_HASH
-        | MapType::PERCPU_ARRAY
-        | MapType::LRU_PERCPU_HASH
-        | MapType::PERCPU_CGROUP_STORAGE => {
+        _ if is_per_cpu(map_type) => {
             let cpus = super::possible_cpus()?;
             Some(
                 size.next_multiple_of(8)
@@ -116,6 +113,17 @@ pub(super) fn buffer_value_size(map_type: MapType, value_size: u32) -> Result<Op
         _ if map_type.name().is_some() => Some(size),
         _ => None,
     })
+}
+
+/// Whether maps of a type have a value for each CPU.
+fn is_per_cpu(map_type: MapType) -> bool {
+    matches!(
+        map_type,
+        MapType::PERCPU_HASH
+            | MapType::PERCPU_ARRAY
+            | MapType::LRU_PERCPU_HASH
+            | MapType::PERCPU_CGROUP_STORAGE
+    )
 }
 
 /// A map, with the sizes the kernel has for it.
@@ -208,6 +216,11 @@ impl MapFd {
     /// does not know; the functions refuse those.
     pub fn buffer_value_size(&self) -> Option<usize> {
         self.buffer_value_size
+    }
+
+    /// Whether an element has a value for each possible CPU.
+    pub fn is_per_cpu(&self) -> bool {
+        is_per_cpu(self.map_type)
     }
 
     fn check_key(&self, command: Command, key: &[u8]) -> Result<()> {
