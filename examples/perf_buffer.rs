@@ -13,7 +13,16 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use ebpf_manager::bpf::PerfBufferOptions;
-use ebpf_manager::{Manager, Probe, Sink, Stream};
+use ebpf_manager::{Manager, Probe, Sink, Stream, pod_struct};
+
+pod_struct! {
+    /// As the program declares it.
+    #[derive(Debug)]
+    struct Event {
+        tgid: u32,
+        kind: u32,
+    }
+}
 
 fn main() -> ExitCode {
     common::run(
@@ -26,7 +35,7 @@ fn example() -> common::Result {
     let (tell, told) = mpsc::channel();
     let sink = Sink::handler(move |record| {
         // Nobody asks any more once the example ends.
-        let _ = tell.send((record.cpu, record.data.len(), record.lost_before));
+        let _ = tell.send((record.cpu, record.read::<Event>(), record.lost_before));
     });
     let manager = Manager::builder()
         .probe(Probe::new("on_fork_sample"))
@@ -40,8 +49,10 @@ fn example() -> common::Result {
     manager.init(&common::object())?;
     manager.start()?;
     common::fork();
-    let (cpu, bytes, lost) = told.recv_timeout(Duration::from_secs(30))?;
-    println!("{bytes} bytes from processor {cpu:?}, {lost} lost before");
+    let (cpu, event, lost) = told.recv_timeout(Duration::from_secs(30))?;
+    // Padding follows the data of a perf buffer's records.
+    let event = event.ok_or("a record too short")?;
+    println!("{event:?} from processor {cpu:?}, {lost} lost before");
     manager.stop()?;
     Ok(())
 }

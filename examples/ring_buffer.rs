@@ -1,4 +1,5 @@
-//! Shows: events by ring buffer, in a handler and in a channel.
+//! Shows: events by ring buffer, in a handler and in a channel, as a structure.
+#![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -13,11 +14,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use ebpf_manager::{Manager, Probe, Sink, Stream, WhenFull};
+use ebpf_manager::bpf::pod;
+use ebpf_manager::{Manager, Probe, Sink, Stream, WhenFull, pod_struct};
+
+pod_struct! {
+    /// As the program declares it.
+    #[derive(Debug)]
+    struct Event {
+        tgid: u32,
+        kind: u32,
+    }
+}
 
 fn main() -> ExitCode {
     common::run(
-        "events by ring buffer, in a handler and in a channel",
+        "events by ring buffer, in a handler and in a channel, as a structure",
         example,
     )
 }
@@ -28,7 +39,9 @@ fn example() -> common::Result {
     let handler = {
         let seen = Arc::clone(&seen);
         move |record: &[u8]| {
-            seen.fetch_add(u32::from(record.len() == 8), Ordering::Relaxed);
+            let event = pod::from_prefix::<Event>(record);
+            let ours = event.is_some_and(|event| event.tgid == std::process::id());
+            seen.fetch_add(u32::from(ours), Ordering::Relaxed);
         }
     };
     let manager = Manager::builder()
@@ -55,7 +68,8 @@ fn example() -> common::Result {
     manager.start()?;
     common::fork();
     let record = records.recv_timeout(Duration::from_secs(30))?;
-    println!("{} bytes in a channel", record.into_owned().data.len());
+    let event = record.read::<Event>().ok_or("a record too short")?;
+    println!("{event:?} in a channel");
     println!(
         "{:?}",
         manager.stream_stats("events").ok_or("no such stream")?

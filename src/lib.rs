@@ -87,4 +87,4 @@ pub use stream::{PooledRecord, Sink, Stream, StreamHandle, StreamStats, WhenFull
 pub use wiring::{MapOptions, MapRoute, TailCall};
 
 pub use crossbeam_channel as channel;
-pub use ebpf_manager_bpf::{OwnedRecord, Record};
+pub use ebpf_manager_bpf::{OwnedRecord, Record, pod_struct};

@@ -13,11 +13,19 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use common::{Feature, LeakCheck, ROOT, require};
-use ebpf_manager::bpf::{ElemFlags, Errno, Map, MapError, MapFlags, MapType, pod};
+use ebpf_manager::bpf::{ElemFlags, Errno, Map, MapError, MapFlags, MapType, pod, pod_struct};
 use ebpf_manager::elf::MapSpec;
 
 /// `BPF_MAP_LOOKUP_AND_DELETE_ELEM` of hashes.
 const TAKE: Feature = Feature::new("taking elements of a hash", 5, 14);
+
+pod_struct! {
+    #[derive(Debug, PartialEq, Eq)]
+    struct Pair {
+        first: u32,
+        rest: [u8; 4],
+    }
+}
 
 fn create(map_type: MapType, key_size: u32, value_size: u32, max_entries: u32) -> Map {
     let flags = match map_type {
@@ -174,6 +182,33 @@ fn elements_of_each_cpu() {
     let map = create(MapType::ARRAY, 4, 4, 1);
     let err = map.get_per_cpu::<u32>(&0_u32).unwrap_err().to_string();
     assert!(err.contains("one value for all CPUs"), "{err}");
+}
+
+#[test]
+fn elements_have_types() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let map = create(MapType::HASH, 4, 8, 10);
+    let wanted: BTreeMap<u32, Pair> = (0..10)
+        .map(|n| {
+            (
+                n,
+                Pair {
+                    first: n,
+                    rest: [n as u8; 4],
+                },
+            )
+        })
+        .collect();
+    for (key, value) in &wanted {
+        map.set(key, value).unwrap();
+    }
+    let found: BTreeMap<_, _> = map.entries().unwrap().into_iter().collect();
+    assert_eq!(found, wanted);
+    let err = map.entries::<u32, u32>().unwrap_err().to_string();
+    assert!(err.contains("keys have 4 bytes, values 8"), "{err}");
 }
 
 #[test]

@@ -81,15 +81,18 @@ pub use verifier_log::{SourceLine, VerifierLog};
 
 pub use ebpf_manager_elf as elf;
 pub use ebpf_manager_sys::abi::bpf::{
-    AttachType, CgroupIterOrder, ElemFlags, MapFlags, MapType, ProgramType,
+    AttachType, CgroupIterOrder, ElemFlags, MapFlags, MapType, ProgramFlags, ProgramType,
+    TestRunFlags,
 };
 pub use ebpf_manager_sys::abi::pod::{self, Pod};
-pub use ebpf_manager_sys::bpf::{LinkDetail, LinkInfo, TestRun, TestRunResult};
+pub use ebpf_manager_sys::bpf::{
+    BatchCursor, BatchError, LinkDetail, LinkInfo, MapFd, TestRun, TestRunResult,
+};
 #[doc(hidden)]
 pub use ebpf_manager_sys::lock;
 pub use ebpf_manager_sys::map_memory::MapMemory;
 pub use ebpf_manager_sys::netns::NamespaceId;
 pub use ebpf_manager_sys::perf::PerfEvent;
 pub use ebpf_manager_sys::poll::Waker;
-pub use ebpf_manager_sys::proc::{KernelVersion, online_cpus};
-pub use ebpf_manager_sys::{Errno, SysError};
+pub use ebpf_manager_sys::proc::{KernelVersion, online_cpus, possible_cpus};
+pub use ebpf_manager_sys::{Errno, SysError, pod_struct};

@@ -218,6 +218,26 @@ impl Map {
         self.walk(visit, value_size)
     }
 
+    /// All elements as plain-data types of exactly the map's sizes, in the
+    /// kernel's order. See [`for_each`](Self::for_each).
+    ///
+    /// # Errors
+    /// [`MapError::Access`] with `EINVAL` if a size differs.
+    pub fn entries<K: Pod, V: Pod>(&self) -> Result<Vec<(K, V)>, MapError> {
+        let fd = &self.inner.fd;
+        let sizes = (fd.key_size(), fd.buffer_value_size().unwrap_or_default());
+        if sizes != (size_of::<K>(), size_of::<V>()) {
+            let (key, value) = sizes;
+            return Err(self.unfit(format!("the map's keys have {key} bytes, values {value}")));
+        }
+        let mut entries = Vec::new();
+        self.for_each(&mut |key, value| {
+            entries.extend(pod::from_bytes(key).zip(pod::from_bytes(value)));
+            ControlFlow::Continue(())
+        })?;
+        Ok(entries)
+    }
+
     /// [`for_each`](Self::for_each), key by key.
     #[expect(clippy::type_complexity, reason = "as for_each")]
     fn walk(

@@ -2,6 +2,8 @@
 
 use std::ops::Deref;
 
+use ebpf_manager_sys::abi::pod::{self, Pod};
+
 /// A record lent in place: its data, and what the buffer knows about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -29,6 +31,23 @@ impl<'r> Record<'r> {
             time_ns: None,
             lost_before: 0,
         }
+    }
+
+    /// The structure that the data begins with; `None` if there is less of it.
+    ///
+    /// ```
+    /// use ebpf_manager_bpf::{Record, pod_struct};
+    ///
+    /// pod_struct! {
+    ///     struct Event { pid: u32, cpu: u32 }
+    /// }
+    /// let record = Record::new(&[1, 0, 0, 0, 2, 0, 0, 0, /* padding: */ 0, 0, 0, 0]);
+    /// # #[cfg(target_endian = "little")]
+    /// assert!(record.read::<Event>().is_some_and(|event| event.pid == 1 && event.cpu == 2));
+    /// ```
+    #[inline]
+    pub fn read<T: Pod>(&self) -> Option<T> {
+        pod::from_prefix(self.data)
     }
 
     /// A copy to keep.
@@ -62,6 +81,13 @@ pub struct OwnedRecord {
     pub time_ns: Option<u64>,
     /// See [`Record::lost_before`].
     pub lost_before: u64,
+}
+
+impl OwnedRecord {
+    /// See [`Record::read`].
+    pub fn read<T: Pod>(&self) -> Option<T> {
+        pod::from_prefix(&self.data)
+    }
 }
 
 impl Deref for OwnedRecord {
