@@ -4,7 +4,7 @@
 //! descriptor that happens to get number 0, 1 or 2 (a daemon that closed its
 //! standard streams) is moved up at once.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::errno::{SysError, retry_eintr};
 
@@ -19,10 +19,23 @@ pub(crate) fn own(op: &'static str, raw: i64) -> Result<OwnedFd, SysError> {
     // SAFETY: every caller passes the result of a system call that has just
     // returned a new descriptor, which nobody else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(raw as RawFd) };
+    moved_up(op, fd)
+}
+
+/// A descriptor taken over from elsewhere, moved above 2.
+///
+/// # Errors
+/// `EMFILE` when moving it needs a descriptor and the table is full; the
+/// original is closed then.
+pub(crate) fn above_std(fd: OwnedFd) -> Result<OwnedFd, SysError> {
+    moved_up("fcntl(F_DUPFD_CLOEXEC)", fd)
+}
+
+fn moved_up(op: &'static str, fd: OwnedFd) -> Result<OwnedFd, SysError> {
     if fd.as_raw_fd() > 2 {
         return Ok(fd);
     }
-    dup_above_std(op, std::os::fd::AsFd::as_fd(&fd))
+    dup_above_std(op, fd.as_fd())
 }
 
 /// Duplicates `fd` with close-on-exec set, at a number above 2.
@@ -81,6 +94,25 @@ mod tests {
     fn duplicates_stay_above_standard_streams() {
         let fd = dup(std::io::stdin().as_fd()).unwrap();
         assert!(fd.as_raw_fd() > 2);
+    }
+
+    #[test]
+    fn what_is_taken_over_moves_above_standard_streams() {
+        let owned = dup(std::io::stdin().as_fd()).unwrap();
+        let number = owned.as_raw_fd();
+        assert_eq!(above_std(owned).unwrap().as_raw_fd(), number);
+        // A table of its own, whose numbers 0 to 2 nobody else misses.
+        let alone = std::thread::spawn(|| {
+            // SAFETY: gives this thread, which ends here, a table of its own.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+            // SAFETY: nobody else owns what this thread's table has at 0.
+            let stdin = unsafe { OwnedFd::from_raw_fd(0) };
+            let moved = above_std(stdin).unwrap();
+            // SAFETY: F_GETFD reads a flag.
+            let closed = unsafe { libc::fcntl(0, libc::F_GETFD) } == -1;
+            (moved.as_raw_fd() > 2, closed)
+        });
+        assert_eq!(alone.join().unwrap(), (true, true));
     }
 
     #[test]

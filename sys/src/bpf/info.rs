@@ -5,7 +5,7 @@
 //! address.
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use super::{bpf, invalid, len32, num, op};
@@ -20,8 +20,12 @@ use crate::abi::info::{
 use crate::abi::insn::Insn;
 use crate::abi::pod::{self, Pod};
 use crate::errno::{Errno, SysError};
+use crate::fd::above_std;
 
 const COMMAND: Command = Command::OBJ_GET_INFO_BY_FD;
+
+/// What the kernel calls the descriptor that created a link.
+const LINK: &str = "bpf_link";
 
 /// Longest name the kernel returns, terminator included.
 const NAME_MAX: usize = libc::PATH_MAX as usize;
@@ -65,13 +69,16 @@ fn plain_info<T: Pod>(fd: BorrowedFd<'_>) -> Result<(T, usize)> {
     Ok((info, len))
 }
 
-/// Whether `fd` is of the kind that `/proc/self/fd` calls `anon_inode:` and
-/// `name`; `None` where there is no telling. The kernel answers
+/// Whether `fd` is of the kind that `/proc/thread-self/fd` calls `anon_inode:`
+/// and `name`; `None` where there is no telling. The kernel answers
 /// `BPF_OBJ_GET_INFO_BY_FD` for any kind without saying which.
 pub(super) fn is_kind(fd: BorrowedFd<'_>, name: &str) -> Option<bool> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    // Not `self`: a thread may have a table of its own (`CLONE_FILES`).
+    let link = std::fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).ok()?;
     let found = link.to_str()?.strip_prefix("anon_inode:")?;
-    Some(found.trim_matches(['[', ']']) == name)
+    let found = found.trim_matches(['[', ']']);
+    // A link that was opened again is spelled otherwise.
+    Some(found == name || (found, name) == ("bpf-link", LINK))
 }
 
 /// Refuses unless `fd` is certainly of that kind. Asked before an address is
@@ -80,7 +87,10 @@ fn require_kind(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
     match is_kind(fd, name) {
         Some(true) => Ok(()),
         Some(false) => Err(invalid(COMMAND, "another kind of object")),
-        None => Err(invalid(COMMAND, "/proc/self/fd does not tell the kind")),
+        None => Err(invalid(
+            COMMAND,
+            "/proc/thread-self/fd does not tell the kind",
+        )),
     }
 }
 
@@ -90,6 +100,20 @@ fn require_kind(fd: BorrowedFd<'_>, name: &str) -> Result<()> {
 /// that mean something else. The same holds for the functions below.
 pub fn prog_info(prog: BorrowedFd<'_>) -> Result<ProgInfo> {
     Ok(plain_info(prog)?.0)
+}
+
+/// Takes a program's descriptor from elsewhere, moved above 2, and asks what
+/// the kernel tells about it. Linux 4.13.
+///
+/// # Errors
+/// `EINVAL` if the descriptor is not that of a program.
+pub fn prog_from_fd(fd: OwnedFd) -> Result<(OwnedFd, ProgInfo)> {
+    let fd = above_std(fd)?;
+    if is_kind(fd.as_fd(), "bpf-prog") == Some(false) {
+        return Err(invalid(COMMAND, "not a program"));
+    }
+    let info = prog_info(fd.as_fd())?;
+    Ok((fd, info))
 }
 
 /// What the kernel tells about a map. Linux 4.13.
@@ -349,9 +373,7 @@ pub struct KprobeDetail {
 /// # Errors
 /// `EINVAL` if `link` is another kind of object.
 pub fn link_info(link: BorrowedFd<'_>) -> Result<LinkInfo> {
-    // A link that was opened again is spelled otherwise.
-    let other = |name| is_kind(link, name) == Some(false);
-    if other("bpf_link") && other("bpf-link") {
+    if is_kind(link, LINK) == Some(false) {
         return Err(invalid(COMMAND, "not a link"));
     }
     let (raw, len) = plain_info::<info::LinkInfo>(link)?;
@@ -426,7 +448,7 @@ fn decode_perf(raw: &PerfEventDetail) -> LinkDetail {
 /// the kernel does not tell. Linux 5.8; perf events since 6.6, many user
 /// places since 6.8.
 pub fn link_name(link: BorrowedFd<'_>) -> Result<Option<OsString>> {
-    require_kind(link, "bpf_link")?;
+    require_kind(link, LINK)?;
     let known = link_info(link)?;
     let mut name = vec![0; NAME_MAX];
     let room = len32(COMMAND, name.len())?;

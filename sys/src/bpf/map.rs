@@ -162,6 +162,7 @@ impl MapFd {
     /// # Errors
     /// `EINVAL` if the descriptor is not that of a map.
     pub fn from_fd(fd: OwnedFd) -> Result<MapFd> {
+        let fd = fd::above_std(fd)?;
         if is_kind(fd.as_fd(), "bpf-map") == Some(false) {
             return Err(invalid(Command::OBJ_GET_INFO_BY_FD, "not a map"));
         }
@@ -391,7 +392,8 @@ impl MapFd {
         if cursor.token.len() < self.token_len() {
             return Err(invalid(command, "cursor of another map"));
         }
-        if cursor.done {
+        // Asked for nothing, the kernel does not say where it is.
+        if cursor.done || count == 0 {
             return Ok(0);
         }
         let mut attr = attr::MapBatchMut {

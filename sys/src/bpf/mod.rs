@@ -21,7 +21,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 pub use btf::{BtfLoad, btf_load};
 pub use info::{
     KprobeDetail, LinkDetail, LinkInfo, PerfEvent, btf_data, btf_info, btf_name, link_info,
-    link_name, map_info, prog_func_info, prog_info, prog_insns, prog_line_info, prog_map_ids,
+    link_name, map_info, prog_from_fd, prog_func_info, prog_info, prog_insns, prog_line_info,
+    prog_map_ids,
 };
 pub use link::{
     IterTarget, KprobeSymbols, LinkCreate, LinkOptions, iter_create, link_create, link_detach,

@@ -49,6 +49,8 @@ fn raw_tracepoints() {
 
     let by_id = fd_by_id(ObjectKind::Link, info.id, 0).unwrap();
     assert_eq!(link_info(by_id.as_fd()).unwrap(), info);
+    let name = link_name(by_id.as_fd()).unwrap();
+    assert_eq!(name.unwrap(), "sys_enter");
 
     let mut name = [0xff; 32];
     let pid = std::process::id();

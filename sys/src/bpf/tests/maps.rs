@@ -217,6 +217,9 @@ fn read_all(map: &MapFd, room: usize, delete: bool) -> Result<BTreeSet<(Vec<u8>,
     let (mut keys, mut values) = (vec![0; room * 4], vec![0; room * 8]);
     let mut all = BTreeSet::new();
     while !cursor.is_done() {
+        // Where nothing is asked for, nothing moves.
+        let none = map.lookup_batch(&mut cursor, &mut [], &mut [], ANY)?;
+        assert_eq!((none, cursor.is_done()), (0, false));
         let count = if delete {
             map.lookup_and_delete_batch(&mut cursor, &mut keys, &mut values, ANY)?
         } else {

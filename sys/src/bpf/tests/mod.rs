@@ -77,6 +77,24 @@ fn ids() {
 }
 
 #[test]
+fn kinds_are_told_to_a_thread_with_descriptors_of_its_own() {
+    let told: Result<_> = std::thread::scope(|scope| {
+        let work = || {
+            // SAFETY: gives this thread, which ends here, a table of its own.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+            // A number that the other threads have no use for.
+            let map = fd::dup(hash(16)?.as_fd())?;
+            // SAFETY: F_DUPFD_CLOEXEC takes two integers.
+            let high = unsafe { libc::fcntl(map.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 900) };
+            let high = fd::own("fcntl", high.into())?;
+            Ok(info::is_kind(high.as_fd(), "bpf-map"))
+        };
+        scope.spawn(work).join().unwrap()
+    });
+    assert_eq!(require!((3, 18), told), Some(true));
+}
+
+#[test]
 fn pins() {
     with_mounted("bpf", |bpffs| {
         let map = require!((4, 4), hash(16));
@@ -104,6 +122,11 @@ fn pins() {
         let err = MapFd::from_fd(obj_get(&path, 0, None).unwrap()).unwrap_err();
         assert_eq!(err.errno(), Errno::EINVAL);
         assert_eq!(err.detail(), Some("not a map"));
+
+        let (prog, info) = prog_from_fd(obj_get(&path, 0, None).unwrap()).unwrap();
+        assert_eq!(info, prog_info(prog.as_fd()).unwrap());
+        let err = prog_from_fd(opened.into()).unwrap_err();
+        assert_eq!(err.detail(), Some("not a program"));
 
         let missing = obj_get(&bpffs.join("missing"), 0, None).unwrap_err();
         assert!(missing.is(Errno::ENOENT));
