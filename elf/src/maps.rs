@@ -133,7 +133,8 @@ fn read_definition(
             "max_entries" => spec.max_entries = small(label, number(btf, name, label, id)?)?,
             "map_flags" => {
                 let bits = small(label, number(btf, name, label, id)?)?;
-                spec.flags = MapFlags::from_bits_retain(bits);
+                // Members come in any order.
+                spec.flags = MapFlags::from_bits_retain(bits) | spec.flags & MapFlags::NUMA_NODE;
             }
             "numa_node" => {
                 spec.numa_node = Some(small(label, number(btf, name, label, id)?)?);
@@ -228,4 +229,39 @@ fn read_values(btf: &Btf<'_>, spec: &mut MapSpec, id: TypeId) -> Result<(), Faul
         }
     }
     set_size(&name, "values", &mut spec.value_size, 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::btf::encode::{BtfBuilder, NewMember};
+
+    /// The flags of a map whose definition has the members `map_flags` (1) and
+    /// `numa_node` (2), in this order.
+    fn flags(names: [&str; 2]) -> MapFlags {
+        let mut b = BtfBuilder::new();
+        let int = b.add_int("int", 4, true);
+        let members = names.map(|name| {
+            let len = if name == "map_flags" { 1 } else { 2 };
+            let array = b.add_array(int, int, len);
+            NewMember {
+                name,
+                type_id: b.add_ptr(array),
+                bit_offset: 0,
+                bit_size: 0,
+            }
+        });
+        let id = b.add_struct("", 16, &members);
+        let bytes = b.to_bytes().unwrap();
+        let spec = definition(&Btf::parse(&bytes).unwrap(), id).unwrap();
+        assert_eq!(spec.numa_node, Some(2));
+        spec.flags
+    }
+
+    #[test]
+    fn flags_do_not_depend_on_the_order_of_members() {
+        let both = MapFlags::NO_PREALLOC | MapFlags::NUMA_NODE;
+        assert_eq!(flags(["map_flags", "numa_node"]), both);
+        assert_eq!(flags(["numa_node", "map_flags"]), both);
+    }
 }
