@@ -13,14 +13,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use common::{
-    Feature, LeakCheck, RING_BUFFER, ROOT, check, kernel_version, load, load_alone, map, object,
-    require, run,
+    Feature, LeakCheck, PINS, RING_BUFFER, ROOT, TempDir, check, kernel_version, load, load_alone,
+    map, object, require, run,
 };
 use ebpf_manager::bpf::{
-    Collection, CoreBy, Errno, KernelBtf, LoadError, LoadOptions, Map, MapError, MapType,
-    ProgramError, pod,
+    Collection, CoreBy, Errno, KernelBtf, LoadError, LoadOptions, Map, MapError, MapFlags, MapType,
+    Program, ProgramError, pod,
 };
-use ebpf_manager::elf::MapSpec;
+use ebpf_manager::elf::{MapSpec, Pinning};
 
 /// `bpf_for_each_map_elem` and `bpf_loop` with function references.
 const CALLBACKS: Feature = Feature::new("bpf_loop", 5, 17);
@@ -404,4 +404,64 @@ fn load_after_types_that_are_refused() {
     // It declares functions of another object, whose parameters have no names.
     Collection::load(&object("linked_a.bpf.o"), LoadOptions::default()).unwrap_err();
     assert_eq!(load("maps.bpf.o").losses().len(), before);
+}
+
+#[test]
+fn load_map_pinned_by_two_at_once_is_one() {
+    if !require(&PINS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let mut object = object("noprogs.bpf.o");
+    for spec in object.maps_mut().iter_mut().filter(|m| m.name == "alone") {
+        spec.pinning = Pinning::ByName;
+    }
+    // Both find no pin in few of the rounds.
+    for _ in 0..50 {
+        let dir = TempDir::on_bpffs();
+        let start = std::sync::Barrier::new(2);
+        let load = || {
+            let mut options = LoadOptions::default();
+            options.pin_dir = dir.path().to_owned();
+            start.wait();
+            Collection::load(&object, options).unwrap()
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let one = scope.spawn(load);
+            let other = load();
+            (one.join().unwrap(), other)
+        });
+        let id = |collection| map(collection, "alone").id().unwrap();
+        assert_eq!(id(&one), id(&other));
+    }
+}
+
+#[test]
+fn load_lru_map_with_lists_per_cpu_is_found_again() {
+    if !require(&PINS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let dir = TempDir::on_bpffs();
+    let path = dir.path().join("lru");
+    let cpus = ebpf_manager_sys::proc::possible_cpus().unwrap() as u32;
+    let spec = MapSpec {
+        name: "lru".to_owned(),
+        map_type: MapType::LRU_HASH,
+        key_size: 4,
+        value_size: 8,
+        max_entries: 8 * cpus + 1,
+        flags: MapFlags::NO_COMMON_LRU,
+        ..MapSpec::default()
+    };
+    let created = Map::create(&spec).unwrap();
+    created.check(&spec, None).unwrap();
+    created.pin(&path).unwrap();
+    let found = Map::from_pin("lru", &path).unwrap();
+    found.check(&spec, Some(&path)).unwrap();
+    assert_eq!(found.max_entries(), created.max_entries());
+
+    // What is pinned there is no program.
+    let err = Program::from_pin("lru", &path).unwrap_err();
+    assert!(err.is(Errno::EINVAL), "{err}");
 }

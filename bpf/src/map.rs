@@ -426,6 +426,13 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
         map: spec.name.clone(),
         what,
     };
+    let possible_cpus = || match sys::possible_cpus() {
+        Ok(cpus) => Ok(cpus as u32),
+        Err(source) => Err(MapError::Access {
+            map: spec.name.clone(),
+            source,
+        }),
+    };
     let word = |size: u32| if size == 0 { 4 } else { size };
     let (mut max, mut key, mut value) = (spec.max_entries, spec.key_size, spec.value_size);
     match spec.map_type {
@@ -434,11 +441,7 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
             // The kernel takes nothing else, and nothing is ever looked up.
             (key, value) = (4, 4);
             if max == 0 {
-                let cpus = sys::possible_cpus().map_err(|source| MapError::Access {
-                    map: spec.name.clone(),
-                    source,
-                })?;
-                max = cpus as u32;
+                max = possible_cpus()?;
             }
         }
         T::RINGBUF | T::USER_RINGBUF if max != 0 => {
@@ -453,6 +456,13 @@ fn sizes(spec: &MapSpec) -> Result<(u32, u32, u32), MapError> {
                         "max_entries {max} is more than the largest ring buffer"
                     ))
                 })?;
+        }
+        T::LRU_HASH | T::LRU_PERCPU_HASH if spec.flags.contains(MapFlags::NO_COMMON_LRU) => {
+            // As the kernel does, which gives each CPU a list of its own: a
+            // pinned map is compared with this.
+            let cpus = possible_cpus()?;
+            let down = max - max % cpus;
+            max = max.checked_next_multiple_of(cpus).unwrap_or(down);
         }
         T::PROG_ARRAY | T::CGROUP_ARRAY | T::ARRAY_OF_MAPS => {
             (key, value) = (word(key), word(value));
@@ -545,6 +555,14 @@ mod tests {
         );
         assert!(sizes(&spec(MapType::UNSPEC, 1)).is_err());
         assert!(sizes(&spec(MapType::RINGBUF, u32::MAX)).is_err());
+        let cpus = sys::possible_cpus().unwrap() as u32;
+        let mut lru = spec(MapType::LRU_HASH, 2 * cpus + 1);
+        assert_eq!(sizes(&lru).unwrap().0, 2 * cpus + 1);
+        lru.flags = MapFlags::NO_COMMON_LRU;
+        let rounded = (2 * cpus + 1).next_multiple_of(cpus);
+        assert_eq!(sizes(&lru).unwrap().0, rounded);
+        lru.max_entries = u32::MAX;
+        assert_eq!(sizes(&lru).unwrap().0, u32::MAX - u32::MAX % cpus);
         let mut odd = spec(MapType::PERF_EVENT_ARRAY, 3);
         (odd.key_size, odd.value_size) = (8, 24);
         assert_eq!(sizes(&odd).unwrap(), (3, 4, 4));

@@ -82,7 +82,7 @@ impl Program {
     /// # Errors
     /// [`ProgramError::Operation`] with `EINVAL` if it is not a program's.
     pub fn from_fd(name: &str, fd: OwnedFd) -> Result<Program, ProgramError> {
-        let info = sys::prog_info(fd.as_fd()).map_err(|source| ProgramError::Operation {
+        let (fd, info) = sys::prog_from_fd(fd).map_err(|source| ProgramError::Operation {
             program: name.to_owned(),
             cure: None,
             source,
@@ -373,8 +373,14 @@ fn explain(
             };
             return Err((source, VerifierLog::new(buffer, full)));
         }
-        size = wanted.unwrap_or(size * 4).clamp(size * 2, limit);
+        size = grown(size, wanted, limit);
     }
+}
+
+/// Next size of a log buffer that was too small: what the kernel asked for, at
+/// least twice as much as before, but never more than the limit.
+fn grown(size: usize, wanted: Option<usize>, limit: usize) -> usize {
+    wanted.unwrap_or(size * 4).max(size * 2).min(limit)
 }
 
 /// If the kernel refused the attribute rather than the program, gives up what
@@ -486,4 +492,17 @@ pub(crate) fn source_line(
             .unwrap_or_default()
             .to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_grow_to_the_limit_and_not_beyond() {
+        assert_eq!(grown(64, None, 1000), 256);
+        assert_eq!(grown(64, Some(65), 1000), 128);
+        assert_eq!(grown(64, Some(500), 1000), 500);
+        assert_eq!(grown(64, Some(500), 100), 100);
+    }
 }

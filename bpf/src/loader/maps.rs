@@ -28,6 +28,13 @@ impl Drop for Pins {
     }
 }
 
+/// The map pinned at `path`, if it is what `spec` declares.
+fn pinned_map(spec: &MapSpec, path: &Path) -> Result<Map, MapError> {
+    let map = Map::from_pin(&spec.name, path)?;
+    map.check(spec, Some(path))?;
+    Ok(map)
+}
+
 impl Loader<'_> {
     /// The map for a specification: a replacement, a pin that exists, or a new
     /// one.
@@ -44,13 +51,9 @@ impl Loader<'_> {
         }
         let pin = (spec.pinning == Pinning::ByName).then(|| self.options.pin_dir.join(&spec.name));
         if let Some(path) = &pin {
-            match Map::from_pin(&spec.name, path) {
-                Ok(map) => {
-                    map.check(spec, Some(path))?;
-                    return Ok(map);
-                }
+            match pinned_map(spec, path) {
                 Err(err) if err.is(Errno::ENOENT) => {}
-                Err(err) => return Err(err.into()),
+                result => return Ok(result?),
             }
         }
         if spec.external {
@@ -63,7 +66,11 @@ impl Loader<'_> {
         let map = self.create_map(index, spec)?;
         if let Some(path) = pin {
             make_dir(&self.options.pin_dir);
-            map.pin(&path)?;
+            match map.pin(&path) {
+                // Somebody else was faster: both use the same map.
+                Err(err) if err.is(Errno::EEXIST) => return Ok(pinned_map(spec, &path)?),
+                result => result?,
+            }
             self.pins.0.push(path);
         }
         Ok(map)
