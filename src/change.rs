@@ -266,6 +266,7 @@ impl Manager {
         for selector in &mut live.selectors {
             selector.rename(&old, &new);
         }
+        live.removed.retain(|id| *id != new);
         match live.renamed.iter_mut().find(|(_, now)| *now == old) {
             Some((_, now)) => *now = new,
             None => live.renamed.push((old, new)),
@@ -410,7 +411,7 @@ fn activate(
             let wanted = is_selected(selectors, cell.id()) && !excluded;
             let outcome = cell.outcome();
             if wanted && !outcome.is_running() {
-                added.push((cell.clone(), outcome));
+                added.push((cell.clone(), outcome, cell.program()));
                 enable(declaration, live, state, cell);
             } else if !wanted && outcome != Outcome::Disabled {
                 removed.push((cell.clone(), outcome));
@@ -434,10 +435,11 @@ fn activate(
             Ok(())
         }
         Err(error) => {
-            for (cell, outcome) in added {
+            for (cell, outcome, program) in added {
                 // The first error is the one to report.
                 let _ = cell.detach();
-                cell.set(outcome);
+                let mut status = cell.status.lock();
+                (status.outcome, status.program) = (outcome, program);
             }
             live.selectors = before;
             Err(error)

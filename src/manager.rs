@@ -1,8 +1,8 @@
 //! The manager: a declaration brought to life and taken down again.
 //!
 //! One action at a time has its turn (`turns`). Locks, in the order in which
-//! they may be taken: `loaded`, `kept`, `readers`, `ended`, `closing`, then
-//! `live`, then the status of a probe. Each is held for a moment only: none
+//! they may be taken: `loaded`, `kept`, `readers`, `ended`, `late`, `closing`,
+//! then `live`, then the status of a probe. Each is held for a moment only: none
 //! while the kernel loads, attaches or detaches, while a thread is joined or
 //! sleeps, or while user code runs. Lookups take `live` alone.
 
@@ -66,9 +66,11 @@ pub(crate) struct Inner {
     /// Maps that a stop left alone.
     pub(crate) kept: Mutex<Vec<MapEntry>>,
     pub(crate) readers: Mutex<Vec<Readers>>,
-    /// Readers that a handler of their own stopped, or that had not ended when
-    /// a stop ran out of time: nobody could join them then.
+    /// Readers that a handler of their own stopped: it could not join them.
     pub(crate) ended: Mutex<Vec<Readers>>,
+    /// Readers that had not ended when a stop ran out of time. Only a start
+    /// and a stop wait for them.
+    pub(crate) late: Mutex<Vec<Readers>>,
     /// Detaching that goes on behind a stop that ran out of time.
     pub(crate) closing: Mutex<Vec<Closing>>,
 }
@@ -98,6 +100,7 @@ impl Manager {
                 kept: Mutex::new(Vec::new()),
                 readers: Mutex::new(Vec::new()),
                 ended: Mutex::new(Vec::new()),
+                late: Mutex::new(Vec::new()),
                 closing: Mutex::new(Vec::new()),
             }),
         }
@@ -184,8 +187,8 @@ impl Manager {
         if !turn.step()? {
             return Ok(());
         }
-        // The handler that stopped the manager asks, on its reader.
-        if !self.inner.ended.lock().is_empty() {
+        // A handler asks that is still on its reader.
+        if !self.inner.ended.lock().is_empty() || !self.inner.late.lock().is_empty() {
             return Err(ManagerError::Busy {
                 action: Action::Start,
                 running: Action::Stop,
@@ -212,42 +215,50 @@ impl Manager {
 
     /// As [`Manager::stop`], with a choice of the maps that are cleaned up.
     /// Those that are not, and have no pin, are used again by the next
-    /// [`Manager::init`]. With [`Cleanup::INTERNAL_PINNED`] the pins that this
-    /// manager made for programs are removed as well.
+    /// [`Manager::init`], until a stop cleans them up. With
+    /// [`Cleanup::INTERNAL_PINNED`] the pins that this manager made for
+    /// programs are removed as well.
     ///
     /// # Errors
     /// As for [`Manager::stop`].
     pub fn stop_with(&self, cleanup: Cleanup) -> Result<(), ManagerError> {
         let mut errors = Vec::new();
-        let turn = self.inner.begin_stop(&mut errors)?;
-        if let Some(turn) = turn {
+        let (turn, stops) = self.inner.begin_stop(None, &mut errors)?;
+        if stops {
             self.inner.take_down(cleanup, &mut errors);
             turn.finish();
+        } else {
+            self.inner.close(cleanup, &mut errors);
         }
         stopped(errors)
     }
 
-    /// As [`Manager::stop_with`], but waits no longer than `limit` for the
-    /// kernel to detach and for handlers to return: uprobes take it a tenth of
-    /// a second each. What is not done by then goes on behind the caller's
-    /// back, on threads named `ebpf-closer`, and the manager may be initialised
-    /// again meanwhile. The answer says what is still closing; the last handle
-    /// of the manager, when dropped, waits for it.
+    /// As [`Manager::stop_with`], but waits no longer than `limit` for its turn,
+    /// for the kernel to detach and for handlers to return: uprobes take it a
+    /// tenth of a second each. What is not done by then goes on behind the
+    /// caller's back, on threads named `ebpf-closer`, and the manager may be
+    /// initialised again meanwhile; its next start waits for handlers. The
+    /// answer says what is still closing; the last handle of the manager, when
+    /// dropped, waits for it.
     ///
     /// # Errors
-    /// As for [`Manager::stop`], for what went wrong so far.
+    /// As for [`Manager::stop`], for what went wrong so far;
+    /// [`ManagerError::Busy`] also if another action is still under way when
+    /// time is up: nothing has been stopped then.
     pub fn stop_within(&self, limit: Duration, cleanup: Cleanup) -> Result<Closing, ManagerError> {
-        let deadline = Instant::now() + limit;
-        let mut errors = Vec::new();
-        let turn = self.inner.begin_stop(&mut errors)?;
-        let closing = match turn {
-            Some(turn) => {
-                let closing = self.inner.take_down_within(deadline, cleanup, &mut errors);
-                turn.finish();
-                closing
-            }
-            None => Closing::done(),
+        let Some(deadline) = Instant::now().checked_add(limit) else {
+            // Longer than the clock goes.
+            return self.stop_with(cleanup).map(|()| Closing::done());
         };
+        let mut errors = Vec::new();
+        let (turn, stops) = self.inner.begin_stop(Some(deadline), &mut errors)?;
+        let mut closing = Closing::done();
+        if stops {
+            closing = self.inner.take_down_within(deadline, cleanup, &mut errors);
+            turn.finish();
+        } else {
+            self.inner.close(cleanup, &mut errors);
+        }
         stopped(errors).map(|()| closing)
     }
 
@@ -282,33 +293,30 @@ impl Inner {
     /// Readers that one of their own handlers stopped are joined before that,
     /// so that there is never a second one of the same buffer.
     pub(crate) fn begin(&self, action: Action) -> Result<Turn<'_>, ManagerError> {
-        let turn = self.turns.claim(action)?;
-        match self.join_ended(&turn).into_iter().next() {
+        let turn = self.turns.claim(action, None)?;
+        let mut errors = Vec::new();
+        join_all(&self.ended, &turn, None, &mut errors);
+        let patience = (action != Action::Start).then(Instant::now);
+        join_all(&self.late, &turn, patience, &mut errors);
+        self.closing.lock().retain(|closing| !closing.is_done());
+        match errors.into_iter().next() {
             Some(first) => Err(first),
             None => Ok(turn),
         }
     }
 
-    /// As [`Inner::begin`], for a stop, which goes on after errors; `None` if
-    /// there is nothing to stop.
-    fn begin_stop(&self, errors: &mut Vec<ManagerError>) -> Result<Option<Turn<'_>>, ManagerError> {
-        let mut turn = self.turns.claim(Action::Stop)?;
-        errors.append(&mut self.join_ended(&turn));
-        Ok(turn.step()?.then_some(turn))
-    }
-
-    fn join_ended(&self, turn: &Turn<'_>) -> Vec<ManagerError> {
-        let mut errors = Vec::new();
-        loop {
-            let mut ended = self.ended.lock();
-            let Some(at) = ended.iter().position(|readers| !readers.is_current()) else {
-                return errors;
-            };
-            let readers = ended.swap_remove(at);
-            drop(ended);
-            turn.joins_readers();
-            errors.append(&mut readers.join());
-        }
+    /// As [`Inner::begin`], for a stop, which goes on after errors; false if
+    /// nothing runs or is loaded.
+    fn begin_stop(
+        &self,
+        deadline: Option<Instant>,
+        errors: &mut Vec<ManagerError>,
+    ) -> Result<(Turn<'_>, bool), ManagerError> {
+        let mut turn = self.turns.claim(Action::Stop, deadline)?;
+        join_all(&self.ended, &turn, deadline, errors);
+        join_all(&self.late, &turn, deadline, errors);
+        let stops = turn.step()?;
+        Ok((turn, stops))
     }
 
     pub(crate) fn live(&self) -> Option<Arc<Live>> {
@@ -348,13 +356,40 @@ impl Inner {
     }
 }
 
+/// Joins readers, but for the caller's own and those that have not ended by
+/// the deadline.
+fn join_all(
+    list: &Mutex<Vec<Readers>>,
+    turn: &Turn<'_>,
+    deadline: Option<Instant>,
+    errors: &mut Vec<ManagerError>,
+) {
+    let is_time = || deadline.is_none_or(|deadline| Instant::now() < deadline);
+    loop {
+        let mut all = list.lock();
+        let may_be_joined = |r: &Readers| !r.is_current() && (is_time() || r.is_finished());
+        let Some(at) = all.iter().position(may_be_joined) else {
+            return;
+        };
+        let readers = all.swap_remove(at);
+        drop(all);
+        turn.joins_readers();
+        if readers.end_by(deadline) {
+            errors.append(&mut readers.join());
+        } else {
+            list.lock().push(readers);
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         // Nobody is left to be told of errors.
         self.take_down(Cleanup::ALL - Cleanup::INTERNAL_PINNED, &mut Vec::new());
         // A handler that drops the last handle is not waited for: its reader
         // has been told to end.
-        for readers in self.ended.get_mut().drain(..) {
+        let ended = self.ended.get_mut().drain(..);
+        for readers in ended.chain(self.late.get_mut().drain(..)) {
             if !readers.is_current() {
                 let _ = readers.join();
             }

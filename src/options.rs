@@ -387,6 +387,10 @@ impl Builder {
 
     /// Most threads that load programs; 1 for one after the other. As many as
     /// there are CPUs unless set.
+    ///
+    /// Probes are attached one after the other in any case, in the order of
+    /// the declaration: that is the order in which programs of one hook run,
+    /// and the kernel attaches most kinds one by one anyway.
     #[must_use]
     pub fn load_threads(mut self, threads: usize) -> Builder {
         self.threads = threads;

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ebpf_manager_bpf::measure_programs;
 
@@ -259,6 +258,8 @@ impl Inner {
             *live.base.statistics.lock() = Some(measuring);
         }
         let mut routes = Undo::default();
+        // Those of buffers that were added.
+        let before = self.readers.lock().len();
         let result = self
             .make_routes(&mut routes)
             .and_then(|()| self.start_readers(&live))
@@ -268,7 +269,7 @@ impl Inner {
         } else {
             // The first error is the one to report.
             detach_all(&live, &mut Vec::new());
-            self.stop_readers(&mut Vec::new());
+            self.stop_readers(before, &mut Vec::new());
             *live.base.statistics.lock() = None;
         }
         result
@@ -296,9 +297,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Lets readers finish what is there, and joins them.
-    pub(crate) fn stop_readers(&self, errors: &mut Vec<ManagerError>) {
-        let all = std::mem::take(&mut *self.readers.lock());
+    /// Lets readers finish what is there, and joins them; all but the first
+    /// ones, which stay.
+    fn stop_readers(&self, but: usize, errors: &mut Vec<ManagerError>) {
+        let all = self.readers.lock().split_off(but);
         for readers in &all {
             errors.extend(readers.signal().err());
         }
@@ -317,7 +319,7 @@ impl Inner {
         if let Some(live) = self.live() {
             detach_all(&live, errors);
         }
-        self.stop_readers(errors);
+        self.stop_readers(0, errors);
         self.close(cleanup, errors);
     }
 
@@ -342,24 +344,26 @@ impl Inner {
             errors.extend(readers.signal().err());
         }
         for readers in all {
-            while !readers.is_finished() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(1));
-            }
-            if readers.is_finished() {
+            if readers.is_current() {
+                self.ended.lock().push(readers);
+            } else if readers.end_by(Some(deadline)) {
                 errors.append(&mut readers.join());
             } else {
-                self.ended.lock().push(readers);
+                self.late.lock().push(readers);
             }
         }
         self.close(cleanup, errors);
+        let mut all = self.closing.lock();
+        all.retain(|before| !before.is_done());
         if !closing.is_done() {
-            self.closing.lock().push(closing.clone());
+            all.push(closing.clone());
         }
+        drop(all);
         closing
     }
 
     /// Closes maps and programs.
-    fn close(&self, cleanup: Cleanup, errors: &mut Vec<ManagerError>) {
+    pub(crate) fn close(&self, cleanup: Cleanup, errors: &mut Vec<ManagerError>) {
         self.forget_loaded();
         let before = std::mem::take(&mut *self.kept.lock());
         let live = self.take_live();

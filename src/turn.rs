@@ -5,6 +5,7 @@
 //! for ever.
 
 use std::thread::{self, ThreadId};
+use std::time::Instant;
 
 use ebpf_manager_bpf::lock::{Condvar, Mutex};
 
@@ -76,17 +77,25 @@ impl Turns {
     /// Claims the manager for an action, once the one under way has ended.
     ///
     /// # Errors
-    /// [`ManagerError::Busy`].
-    pub(crate) fn claim(&self, action: Action) -> Result<Turn<'_>, ManagerError> {
+    /// [`ManagerError::Busy`], also if that takes longer than until `deadline`.
+    pub(crate) fn claim(
+        &self,
+        action: Action,
+        deadline: Option<Instant>,
+    ) -> Result<Turn<'_>, ManagerError> {
         let mut slot = self.slot.lock();
+        let mut in_time = true;
         while let Some(busy) = slot.busy {
-            if busy.may_wait_for_caller() {
+            if busy.may_wait_for_caller() || !in_time {
                 return Err(ManagerError::Busy {
                     action,
                     running: busy.action,
                 });
             }
-            slot = self.changed.wait(slot);
+            (slot, in_time) = match deadline {
+                Some(deadline) => self.changed.wait_until(slot, deadline),
+                None => (self.changed.wait(slot), true),
+            };
         }
         slot.busy = Some(Busy {
             action,

@@ -449,3 +449,50 @@ fn programs_are_tested_and_measured() {
     assert!(calls.run_stats().unwrap().time > Duration::ZERO);
     manager.stop().unwrap();
 }
+
+/// That one of this name was removed says nothing of the next.
+#[test]
+fn renamed_probe_is_not_taken_for_a_removed_one() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let missing = Hook::raw_tracepoint("no_such_event");
+    let manager = initialised(
+        builder()
+            .probe(enter("a"))
+            .probe(enter("b").hook(missing).optional()),
+    );
+    manager.start().unwrap();
+    manager.detach_hook(id("a")).unwrap();
+    let needed = [Selector::one_of([Selector::probe(id("a"))])];
+    manager.rename_probe(id("b"), "a").unwrap();
+    let err = manager.update_activated(&needed).unwrap_err();
+    assert!(matches!(err, ManagerError::Selection { .. }), "{err}");
+    manager.stop().unwrap();
+}
+
+#[test]
+fn failed_activation_keeps_no_program() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let manager = initialised(
+        builder()
+            .keep_specs()
+            .probe(enter("a"))
+            .probe(Probe::new("manage_frames").hook(Hook::xdp("no_such_if")))
+            .select(Selector::probe(id("a"))),
+    );
+    manager.start().unwrap();
+    let frames = manager.probe("manage_frames").unwrap();
+    assert!(!frames.is_initialised());
+    let both = [Selector::probe(id("a")), Selector::probe("manage_frames")];
+    manager.update_activated(&both).unwrap_err();
+    assert!(!frames.is_initialised());
+    assert_eq!(frames.outcome(), Outcome::Disabled);
+    assert!(manager.program("manage_frames").is_none());
+    assert_runs(&manager, true);
+    manager.stop().unwrap();
+}

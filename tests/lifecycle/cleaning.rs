@@ -288,3 +288,100 @@ fn object_can_be_looked_at_before_init() {
     let err = manager.init_loaded().unwrap_err();
     assert!(matches!(err, ManagerError::State { .. }), "{err}");
 }
+
+/// A manager whose handler is called and waits for the gate, and a hit that it
+/// is in.
+fn held_by(gate: &Arc<Mutex<()>>) -> (Manager, Arc<AtomicBool>) {
+    let (behind, called) = (Arc::clone(gate), Arc::new(AtomicBool::new(false)));
+    let in_handler = Arc::clone(&called);
+    let manager = getpid_builder(move |_| {
+        in_handler.store(true, Ordering::Relaxed);
+        drop(behind.lock().unwrap());
+    });
+    let manager = manager.build().unwrap();
+    manager.init(&attach_object()).unwrap();
+    (manager, called)
+}
+
+/// Nor do a second such stop, loading again and looking around; the next start
+/// does.
+#[test]
+fn handlers_that_hang_hold_up_nothing_but_a_start() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let gate = Arc::new(Mutex::new(()));
+    let (manager, called) = held_by(&gate);
+    let closed = gate.lock().unwrap();
+    manager.start().unwrap();
+    act_until("a hit", || hit(1), || called.load(Ordering::Relaxed));
+    let limit = Duration::from_millis(10);
+    let start = Instant::now();
+    manager.stop_within(limit, Cleanup::ALL).unwrap();
+    manager.stop_within(limit, Cleanup::ALL).unwrap();
+    manager.init(&attach_object()).unwrap();
+    manager.stop_within(limit, Cleanup::ALL).unwrap();
+    manager.init(&attach_object()).unwrap();
+    assert!(start.elapsed() < PATIENCE / 4);
+    let starting = manager.clone();
+    let started = thread::spawn(move || starting.start());
+    thread::sleep(Duration::from_millis(20));
+    assert!(!started.is_finished(), "two readers of one stream");
+    // Its turn is not waited for either.
+    let err = manager.stop_within(limit, Cleanup::ALL).unwrap_err();
+    assert!(matches!(err, ManagerError::Busy { .. }), "{err}");
+    drop(closed);
+    started.join().unwrap().unwrap();
+    manager.stop_within(Duration::MAX, Cleanup::ALL).unwrap();
+}
+
+/// A handler that stops its own manager in bounded time is not waited for by
+/// itself.
+#[test]
+fn handler_may_stop_in_bounded_time() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let own: Arc<Mutex<Option<Manager>>> = Arc::default();
+    let (for_handler, took) = (Arc::clone(&own), Arc::new(Mutex::new(None)));
+    let to_test = Arc::clone(&took);
+    let manager = getpid_builder(move |_| {
+        let Some(manager) = for_handler.lock().unwrap().take() else {
+            return;
+        };
+        let start = Instant::now();
+        let stopped = manager.stop_within(PATIENCE, Cleanup::ALL).map(drop);
+        *to_test.lock().unwrap() = Some((stopped, start.elapsed()));
+    })
+    .build()
+    .unwrap();
+    manager.init(&attach_object()).unwrap();
+    *own.lock().unwrap() = Some(manager.clone());
+    manager.start().unwrap();
+    act_until(
+        "word of the handler",
+        || hit(1),
+        || took.lock().unwrap().is_some(),
+    );
+    let (stopped, took) = took.lock().unwrap().take().unwrap();
+    stopped.unwrap();
+    assert!(took < PATIENCE / 2, "{took:?}");
+    manager.stop().unwrap();
+}
+
+/// A stop cleans up what an earlier one left.
+#[test]
+fn maps_that_were_left_are_cleaned_up_by_the_next_stop() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let manager = initialised(builder());
+    manager.stop_with(Cleanup::empty()).unwrap();
+    manager.stop_with(Cleanup::EXTERNAL).unwrap();
+    assert!(manager.map("numbers").is_some());
+    manager.stop_with(Cleanup::ALL).unwrap();
+    assert!(manager.map("numbers").is_none());
+}

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use ebpf_manager::bpf::{LinkError, LoadError};
-use ebpf_manager::{ProbeError, ProbeId};
+use ebpf_manager::{MapOptions, ProbeError, ProbeId, Sink, Stream};
 
 use super::*;
 
@@ -322,4 +322,45 @@ fn run_out_of_descriptors() {
     // The object, BTF, a few maps and programs; the reader, two hooks (before
     // 5.15 a perf event has no link above it).
     assert!(failed[0] >= 6 && failed[1] >= 4, "{failed:?}");
+}
+
+/// A buffer that was added is read on when the start of the others fails.
+#[test]
+fn failed_start_leaves_added_buffers_alone() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let missing = Arc::new(AtomicBool::new(true));
+    let is_missing = Arc::clone(&missing);
+    let hook = Hook::new("comes later", move |program, _| {
+        let name = if is_missing.load(Ordering::Relaxed) {
+            "no_such_event"
+        } else {
+            "sys_enter"
+        };
+        ebpf_manager::bpf::Link::raw_tracepoint(program, name)
+    });
+    let manager = Manager::builder()
+        .probe(Probe::new("attach_enter").hook(hook))
+        .ring_buffer("hits", |_| ())
+        .build()
+        .unwrap();
+    manager.init(&attach_object()).unwrap();
+    let stream = Stream::ring_buffer("more", Sink::handler(|_| ()));
+    manager
+        .clone_buffer("hits", &MapOptions::new(), stream)
+        .unwrap();
+    let is_read = || {
+        let of = |map: &str| manager.stream(map).unwrap().is_running();
+        (of("hits"), of("more"))
+    };
+    assert_eq!(is_read(), (false, true));
+    manager.start().unwrap_err();
+    assert_eq!(is_read(), (false, true));
+    missing.store(false, Ordering::Relaxed);
+    manager.start().unwrap();
+    assert_eq!(is_read(), (true, true));
+    manager.stop().unwrap();
+    assert!(manager.stream("more").is_none());
 }

@@ -90,7 +90,18 @@ impl Closing {
 
     /// Whether all is done.
     pub fn is_done(&self) -> bool {
-        self.0.state.lock().left.is_empty()
+        let mut work = self.0.state.lock();
+        if !work.left.is_empty() {
+            return false;
+        }
+        // They are ending: their stacks are not kept for a wait that may never
+        // come.
+        let threads = std::mem::take(&mut work.threads);
+        drop(work);
+        for thread in threads {
+            let _ = thread.join();
+        }
+        true
     }
 
     /// Waits until all is done; what failed since the last call of this or

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use ebpf_manager_bpf::lock::{Condvar, Mutex};
 use ebpf_manager_bpf::{Map, SysError, Waiter};
@@ -174,6 +175,21 @@ impl Readers {
     pub(crate) fn is_finished(&self) -> bool {
         let threads = self.group.threads.lock();
         threads.running.iter().all(|t| t.handle.is_finished())
+    }
+
+    /// Whether the threads end by the deadline, which this waits for; without
+    /// one, whoever joins them does.
+    pub(crate) fn end_by(&self, deadline: Option<Instant>) -> bool {
+        let Some(deadline) = deadline else {
+            return true;
+        };
+        while !self.is_finished() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
     }
 
     /// Asks the threads to read what is there and end. None can be added after
