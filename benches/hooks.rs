@@ -2,12 +2,15 @@
 //!
 //! ```sh
 //! cargo bench --bench hooks [PROBES]
+//! cargo bench --bench hooks threads
 //! ```
 //!
 //! Needs root. Prints milliseconds of the wall: to attach, until nothing runs
 //! the programs any more, and until the kernel has closed everything. Closing a
 //! perf event of a probe takes it tens of milliseconds, one after the other:
 //! with 500 it works for most of a minute.
+//!
+//! With `threads`: what it would gain to attach on several threads, in turns.
 #![allow(
     clippy::expect_used,
     clippy::print_stdout,
@@ -16,6 +19,8 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ebpf_manager::bpf::{
@@ -53,6 +58,9 @@ fn main() {
     };
     let program = |name| collection.program(name).expect("the object has it");
     let (scratch, offsets) = some_functions(count);
+    if std::env::args().any(|argument| argument == "threads") {
+        return on_threads(&collection, &scratch, &offsets);
+    }
     println!("{:32} {:>9} {:>9} {:>9}", "", "attach", "silent", "closed");
     let exe = scratch.0.as_path();
 
@@ -194,4 +202,136 @@ fn in_parallel<T: Send>(items: &mut [T], work: &(dyn Fn(&mut T) + Sync)) {
             scope.spawn(move || part.iter_mut().for_each(work));
         }
     });
+}
+
+type Attach<'a> = dyn Fn(usize) -> Result<Link, ebpf_manager::bpf::LinkError> + Sync + 'a;
+
+/// Many links of a kind, attached on 1, 2 and 4 threads in turns.
+fn on_threads(probes: &Collection, scratch: &Scratch, offsets: &[u64]) {
+    let program = |name| probes.program(name).expect("the object has it");
+    let exe = scratch.0.as_path();
+    let multi = |at: usize| {
+        let mut probe = UprobeMulti::symbols(exe, [""; 0]).attach_by(Mechanism::UprobeMulti);
+        probe.places = vec![UserPlace::Offset(offsets[at])];
+        Link::uprobe_multi(program("on_uprobe_multi"), &probe)
+    };
+    let uprobe = |at: usize| Link::uprobe(program("on_uprobe"), &Uprobe::offset(exe, offsets[at]));
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/attach.bpf.o");
+    let object = open_object(object).expect("the fixture");
+    let traced = Collection::load(&object, LoadOptions::default()).expect("it loads");
+    let events = tracepoints();
+    let tracepoint = |at: usize| {
+        let (category, name) = &events[at];
+        Link::tracepoint(
+            traced.program("attach_exec").expect("there"),
+            category,
+            name,
+        )
+    };
+    let raw = |at: usize| {
+        let program = traced.program("attach_exec_raw").expect("there");
+        Link::raw_tracepoint(program, &events[at].1)
+    };
+    let half = events.len() / 2;
+    let mixed = |at: usize| match at % 3 {
+        0 => multi(at / 3),
+        1 => tracepoint(at / 3),
+        _ => raw(half + at / 3),
+    };
+    compare(
+        "uprobe.multi, a link each",
+        offsets.len().min(200),
+        9,
+        &multi,
+    );
+    compare("tracepoints", events.len(), 9, &tracepoint);
+    compare("raw tracepoints", events.len(), 9, &raw);
+    compare("a third of each", half.min(40) * 3, 9, &mixed);
+    compare("uprobes on perf events", offsets.len().min(40), 3, &uprobe);
+    let Ok(functions) = kernel_functions(40, program("on_kprobe")) else {
+        return println!("no kprobes on this kernel");
+    };
+    compare("kprobes on perf events", functions.len(), 3, &|at| {
+        Link::kprobe(program("on_kprobe"), &Kprobe::new(&functions[at]))
+    });
+}
+
+/// Tracepoints of a few parts of the kernel, at most a hundred.
+fn tracepoints() -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    let root = Path::new("/sys/kernel/tracing/events");
+    for category in [
+        "sched",
+        "block",
+        "irq",
+        "timer",
+        "kmem",
+        "writeback",
+        "net",
+        "skb",
+        "tcp",
+    ] {
+        let entries = std::fs::read_dir(root.join(category)).into_iter().flatten();
+        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            all.push((category.to_owned(), name));
+        }
+    }
+    all.truncate(100);
+    all
+}
+
+/// Medians, and the median of the rounds' ratios to one thread.
+fn compare(what: &str, count: usize, rounds: usize, attach: &Attach<'_>) {
+    const THREADS: [usize; 3] = [1, 2, 4];
+    let mut times = [const { Vec::new() }; THREADS.len()];
+    for round in 0..rounds {
+        for turn in 0..THREADS.len() {
+            let at = (turn + round) % THREADS.len();
+            times[at].push(attach_on(THREADS[at], count, attach));
+        }
+    }
+    print!("{what:28} {count:4}:");
+    for (threads, times_here) in THREADS.iter().zip(&times) {
+        let pairs = times_here.iter().zip(&times[0]);
+        let ratios: Vec<f64> = pairs.map(|(time, one)| time / one).collect();
+        let (time, ratio) = (median(times_here), median(&ratios));
+        print!("  {threads} {time:7.1} ms {ratio:5.2}");
+    }
+    println!();
+}
+
+/// How long that takes, in milliseconds; all is detached afterwards.
+fn attach_on(threads: usize, count: usize, attach: &Attach<'_>) -> f64 {
+    let next = AtomicUsize::new(0);
+    let links = Mutex::new(Vec::with_capacity(count));
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                break;
+            }
+            let link = attach(at).expect("it can be attached");
+            links.lock().expect("nobody panics").push(link);
+        }
+    };
+    let start = Instant::now();
+    if threads == 1 {
+        work();
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(work);
+            }
+        });
+    }
+    let took = start.elapsed();
+    Link::detach_all(links.into_inner().expect("nobody panics"));
+    took.as_secs_f64() * 1e3
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
