@@ -23,7 +23,6 @@ fn example() -> common::Result {
     let manager = Manager::builder()
         // The root of the hierarchy: every process.
         .probe(Probe::new("on_cgroup").hook(Hook::cgroup("")))
-        .constant("target_tgid", std::process::id())
         .build()?;
     manager.init(&common::object())?;
     manager.start()?;

@@ -9,7 +9,7 @@ mod common;
 
 use std::process::ExitCode;
 
-use ebpf_manager::bpf::AttachTo;
+use ebpf_manager::bpf::{AttachTo, syscall_function};
 use ebpf_manager::{Manager, Probe};
 
 fn main() -> ExitCode {
@@ -21,8 +21,10 @@ fn main() -> ExitCode {
 
 fn example() -> common::Result {
     common::needs("this kernel is locked down", !common::is_locked_down())?;
+    // The kernel's function of a system call has a name of its architecture.
+    let function = syscall_function("getpid")?;
     let manager = Manager::builder()
-        .attach_to(|| Ok(AttachTo::kernel("on_fentry", "__x64_sys_getpid")))
+        .attach_to(move || Ok(AttachTo::kernel("on_fentry", &function)))
         .probe(Probe::new("on_fentry"))
         .constant("target_tgid", std::process::id())
         .build()?;

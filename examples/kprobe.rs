@@ -20,9 +20,10 @@ fn main() -> ExitCode {
 }
 
 fn example() -> common::Result {
+    // Present with kprobes, whether or not tracefs is mounted.
     common::needs(
         "this kernel has no kprobes",
-        std::path::Path::new("/sys/kernel/tracing/kprobe_events").exists(),
+        std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists(),
     )?;
     let manager = Manager::builder()
         .probe(Probe::new("on_kprobe").hook(Kprobe::syscall("getpid")))

@@ -19,7 +19,6 @@ fn main() -> ExitCode {
 fn example() -> common::Result {
     let manager = Manager::builder()
         .probe(Probe::new("on_tick").hook(PerfHook::cpu_clock(1000)))
-        .constant("target_tgid", std::process::id())
         .build()?;
     manager.init(&common::object())?;
     manager.start()?;

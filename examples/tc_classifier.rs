@@ -29,7 +29,6 @@ fn example() -> common::Result {
     let attach = TcAttach::Either(Order::default(), filter);
     let manager = Manager::builder()
         .probe(Probe::new("on_tc").hook(Hook::tc_with("lo", Direction::Egress, attach)))
-        .constant("target_tgid", std::process::id())
         .build()?;
     manager.init(&common::object())?;
     manager.start()?;

@@ -21,7 +21,6 @@ fn main() -> ExitCode {
 fn example() -> common::Result {
     let manager = Manager::builder()
         .probe(Probe::new("on_xdp").hook(Hook::xdp("lo")))
-        .constant("target_tgid", std::process::id())
         .build()?;
     manager.init(&common::object())?;
     manager.start()?;
