@@ -16,7 +16,7 @@ use crate::options::{Builder, kind_of};
 use crate::outcome::Outcome;
 use crate::probe::{Probe, ProbeId};
 use crate::selector::Selector;
-use crate::start::of_probe;
+use crate::start::{detach_error, of_probe};
 use crate::state::{Action, State};
 use crate::stream::{Readers, Stream};
 use crate::turn::Turn;
@@ -82,7 +82,8 @@ impl Manager {
         let at = at.ok_or_else(|| not_there("probe", id.to_string()))?;
         let removed = live.probes.remove(at);
         live.removed.push(id);
-        let result = removed.detach().map_err(ManagerError::Detach);
+        let result = removed.detach();
+        let result = result.map_err(|err| detach_error(removed.id(), err));
         live.release(&removed);
         change.commit();
         result

@@ -26,11 +26,12 @@ pub(crate) fn load_for(
     }
     match load_clone(declaration, live, &cell.probe, ProgramClone::new()) {
         Ok(program) => Ok(program),
-        Err(ManagerError::Load(err)) => match *err {
-            LoadError::Program(err) => Err(ProbeError::Load(Arc::new(err))),
-            _ => Err(ProbeError::NotLoaded),
-        },
-        Err(_) => Err(ProbeError::NotLoaded),
+        Err(ManagerError::NotKept { .. }) => Err(ProbeError::NotLoaded),
+        Err(ManagerError::Load(err)) => Err(match *err {
+            LoadError::Program(err) => ProbeError::Load(Arc::new(err)),
+            err => ProbeError::LoadLater(Arc::new(err.into())),
+        }),
+        Err(err) => Err(ProbeError::LoadLater(Arc::new(err))),
     }
 }
 

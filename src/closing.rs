@@ -7,6 +7,7 @@ use ebpf_manager_bpf::{Closing as Links, Link, LinkError};
 
 use crate::error::ManagerError;
 use crate::probe::ProbeId;
+use crate::start::detach_error;
 
 /// What a stop that ran out of time is still closing. Clones are the same.
 ///
@@ -56,7 +57,7 @@ impl Closing {
     /// [`ManagerError::Stop`] with what went wrong since the stop returned.
     pub fn wait(&self) -> Result<(), ManagerError> {
         let mut errors = Vec::new();
-        put(self.links.wait(), &mut errors);
+        self.put(self.links.wait(), &mut errors);
         if errors.is_empty() {
             Ok(())
         } else {
@@ -66,16 +67,22 @@ impl Closing {
 
     /// Waits until all is done or time is up, and hands over the errors.
     pub(crate) fn wait_until(&self, deadline: Instant, errors: &mut Vec<ManagerError>) {
-        put(self.links.wait_until(deadline), errors);
+        self.put(self.links.wait_until(deadline), errors);
+    }
+
+    fn put(&self, failed: Vec<(usize, LinkError)>, errors: &mut Vec<ManagerError>) {
+        put(failed, &self.ids, errors);
     }
 }
 
-fn put(failed: Vec<(usize, LinkError)>, errors: &mut Vec<ManagerError>) {
-    errors.extend(failed.into_iter().map(|(_, err)| ManagerError::Detach(err)));
+fn put(failed: Vec<(usize, LinkError)>, ids: &[ProbeId], errors: &mut Vec<ManagerError>) {
+    for (place, err) in failed {
+        errors.extend(ids.get(place).map(|id| detach_error(id, err)));
+    }
 }
 
 /// Detaches all of these in this order, several at a time if they are many.
 pub(crate) fn detach(links: Vec<(ProbeId, Link)>, errors: &mut Vec<ManagerError>) {
-    let links = links.into_iter().map(|(_, link)| link).collect();
-    put(Link::detach_all(links), errors);
+    let (ids, links): (Vec<_>, Vec<_>) = links.into_iter().unzip();
+    put(Link::detach_all(links), &ids, errors);
 }

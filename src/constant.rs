@@ -170,9 +170,9 @@ impl Constant {
             let mut copies = draft.options.copies.iter_mut();
             // The programs of an object share its variables.
             let Some(copy) = copies.find(|copy| copy.name == *program) else {
-                return Err(ManagerError::NoSuch {
-                    kind: "copy with variables of its own called",
-                    name: program.clone(),
+                return Err(ManagerError::NotCopied {
+                    variable: self.name.clone(),
+                    program: program.clone(),
                 });
             };
             copy.variables.push((self.name.clone(), value.to_vec()));

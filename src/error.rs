@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use ebpf_manager_bpf::elf::ObjectError;
-use ebpf_manager_bpf::{LinkError, LoadError, MapError, ProgramError, ReaderError, SysError};
+use ebpf_manager_bpf::{
+    Cure, Errno, LinkError, LoadError, MapError, ProgramError, ReaderError, SysError, VerifierLog,
+};
 
 use crate::outcome::ProbeError;
 use crate::probe::ProbeId;
@@ -35,7 +37,7 @@ pub enum ManagerError {
     /// Two probes have the same function and uid, or two readers the same map.
     #[error("{what} {name} is declared twice")]
     Duplicate {
-        /// `"probe"`, `"map"` or `"ring buffer"`.
+        /// `"probe"`, `"map"`, `"ring buffer"` or `"perf buffer"`.
         what: &'static str,
         /// Its name.
         name: String,
@@ -52,18 +54,33 @@ pub enum ManagerError {
     /// symbol that the declaration names.
     #[error("the object has no {kind} {name}")]
     NoSuch {
-        /// `"program"`, `"ring buffer"`, `"map"`, `"variable"` or `"symbol"`.
+        /// `"program"`, `"ring buffer"`, `"perf buffer"`, `"map"`,
+        /// `"variable"` or `"symbol"`.
         kind: &'static str,
         /// Its name.
         name: String,
     },
-    /// The manager has no such probe or map now.
+    /// The manager has no such probe, program or map now.
     #[error("there is no {kind} {name}")]
     NotThere {
-        /// `"probe"`, `"program"`, `"map"` or `"reader"`.
+        /// `"probe"`, `"program"` (not loaded), `"map"`, or `"ring buffer"` or
+        /// `"perf buffer"` if a stream is of another map.
         kind: &'static str,
         /// Its name.
         name: String,
+    },
+    /// A variable is to have a value of its own in a program that shares the
+    /// object's variables.
+    #[error(
+        "variable {variable}: {program} is no copy, and only a copy has variables of its own; \
+         declare its probe copied() and name its program_name()"
+    )]
+    NotCopied {
+        /// The variable.
+        variable: String,
+        /// The program, as [`Constant::only_for`](crate::Constant::only_for)
+        /// was given it.
+        program: String,
     },
     /// A constant's value has the wrong size, or the program does not use it.
     #[error(transparent)]
@@ -103,7 +120,7 @@ pub enum ManagerError {
         message: String,
     },
     /// The kernel does not measure programs.
-    #[error("run-time statistics of programs: {source}")]
+    #[error("run-time statistics of programs: {source}; they need CAP_SYS_ADMIN and Linux 5.8")]
     Statistics {
         /// The kernel's answer.
         source: SysError,
@@ -128,8 +145,13 @@ pub enum ManagerError {
         failed: Vec<(ProbeId, ProbeError)>,
     },
     /// A probe could not be detached in order; closing it detached it.
-    #[error(transparent)]
-    Detach(LinkError),
+    #[error("probe {probe}: {source}")]
+    Detach {
+        /// The probe.
+        probe: ProbeId,
+        /// Why.
+        source: Arc<LinkError>,
+    },
     /// A probe does not say where to attach, and its section name does not
     /// either.
     #[error("probe {probe}: section {section} does not say where to attach; give the probe a hook")]
@@ -157,8 +179,10 @@ pub enum ManagerError {
     },
     /// An event handler panicked; its stream has ended and the remaining
     /// events were not read.
-    #[error("an event handler panicked: {message}")]
+    #[error("an event handler of {map} panicked: {message}")]
     HandlerPanicked {
+        /// The buffer's map.
+        map: String,
         /// The panic's message, if it was text.
         message: String,
     },
@@ -187,6 +211,7 @@ fn summary(errors: &[ManagerError]) -> String {
     match errors {
         [] => String::new(),
         [only] => only.to_string(),
+        [first, _] => format!("{first}, and another error"),
         [first, rest @ ..] => format!("{first}, and {} more errors", rest.len()),
     }
 }
@@ -210,6 +235,55 @@ impl From<ProgramError> for ManagerError {
 }
 
 impl ManagerError {
+    /// True if the kernel answered `errno`. Of several things that went wrong,
+    /// to any of them.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            ManagerError::Map(err) | ManagerError::Route { source: err, .. } => err.is(errno),
+            ManagerError::Program(err) => err.is(errno),
+            ManagerError::Load(err) => err.is(errno),
+            ManagerError::Attach { source, .. } | ManagerError::Detach { source, .. } => {
+                source.is(errno)
+            }
+            ManagerError::Unpin { source }
+            | ManagerError::Statistics { source }
+            | ManagerError::Thread { source } => source.is(errno),
+            ManagerError::Reader(err) => err.is(errno),
+            ManagerError::Selection { failed, .. } => failed.iter().any(|(_, e)| e.is(errno)),
+            ManagerError::Stop(all) => all.iter().any(|err| err.is(errno)),
+            _ => false,
+        }
+    }
+
+    /// What would help, if that shows. Of several things that went wrong, the
+    /// first that can be helped.
+    pub fn cure(&self) -> Option<&Cure> {
+        match self {
+            ManagerError::Map(err) | ManagerError::Route { source: err, .. } => err.cure(),
+            ManagerError::Program(err) => err.cure(),
+            ManagerError::Load(err) => err.cure(),
+            ManagerError::Attach { source, .. } | ManagerError::Detach { source, .. } => {
+                source.cure()
+            }
+            ManagerError::Selection { failed, .. } => failed.iter().find_map(|(_, e)| e.cure()),
+            ManagerError::Stop(all) => all.iter().find_map(ManagerError::cure),
+            _ => None,
+        }
+    }
+
+    /// The verifier's log, if it refused a program: whole, where the error as
+    /// text has one line of it. Of several programs, the first one's.
+    pub fn verifier_log(&self) -> Option<&VerifierLog> {
+        match self {
+            ManagerError::Program(err) => err.verifier_log(),
+            ManagerError::Load(err) => err.verifier_log(),
+            ManagerError::Selection { failed, .. } => {
+                failed.iter().find_map(|(_, err)| err.verifier_log())
+            }
+            _ => None,
+        }
+    }
+
     /// The error of one probe.
     pub(crate) fn of_probe(probe: ProbeId, error: ProbeError) -> ManagerError {
         match error {

@@ -271,11 +271,14 @@ impl Live {
         if self.base.excluded.contains(&id.function) || self.removed.contains(id) {
             return Verdict::Ignored;
         }
-        match self.probe(id).map(Cell::outcome) {
-            None => Verdict::Fails(ProbeError::Unknown),
-            Some(Outcome::Attached(_) | Outcome::Paused | Outcome::Detached) => Verdict::Holds,
-            Some(Outcome::Disabled) => Verdict::Fails(ProbeError::Disabled),
-            Some(Outcome::Unavailable(error) | Outcome::Failed(error)) => Verdict::Fails(error),
+        let Some(cell) = self.probe(id) else {
+            return Verdict::Fails(ProbeError::Unknown);
+        };
+        match cell.outcome() {
+            Outcome::Attached(_) | Outcome::Paused | Outcome::Detached => Verdict::Holds,
+            Outcome::Disabled => Verdict::Fails(ProbeError::Disabled),
+            Outcome::Unavailable(_) | Outcome::Failed(_) if cell.probe.optional => Verdict::Ignored,
+            Outcome::Unavailable(error) | Outcome::Failed(error) => Verdict::Fails(error),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ebpf_manager_bpf::elf::{Contents, MapSpec, Object, Pinning, ProgramSpec, Slot};
 use ebpf_manager_bpf::lock::Mutex;
-use ebpf_manager_bpf::{Collection, KernelBtf, LoadError, LoadOptions, MapError};
+use ebpf_manager_bpf::{Collection, KernelBtf, LoadError, LoadOptions, MapError, ReaderError};
 
 use crate::bypass::{self, Bypass};
 use crate::cleanup::{MapEntry, Origin, Undo};
@@ -199,9 +199,15 @@ fn check_names(declaration: &Builder, object: &Object) -> Result<(), ManagerErro
         }
     }
     for stream in &declaration.streams {
-        let map = object.map(stream.map());
-        if map.is_none_or(|map| map.map_type != stream.map_type()) {
+        let Some(map) = object.map(stream.map()) else {
             return Err(no_such(kind_of(stream), stream.map()));
+        };
+        if map.map_type != stream.map_type() {
+            return Err(ManagerError::Reader(ReaderError::WrongMap {
+                map: map.name.clone(),
+                expected: stream.map_type(),
+                found: map.map_type,
+            }));
         }
     }
     Ok(())
@@ -243,6 +249,8 @@ fn choose_programs(declaration: &Builder, selectors: &[Selector], draft: &mut Dr
     for selector in selectors {
         selector.for_each_required(&mut |id| required.push(id.clone()));
     }
+    let optional = declaration.probes.iter().filter(|probe| probe.optional);
+    required.retain(|id| !optional.clone().any(|probe| probe.id == *id));
     let is_pinned = |name: &str| draft.programs.iter().any(|(known, _)| known == name);
     for spec in object.programs() {
         let name = &spec.name;

@@ -42,13 +42,14 @@
 //! `kretsyscall NAME`, `uprobe FILE:SYMBOL`, `uretprobe FILE:SYMBOL`,
 //! `xdp INTERFACE`, `tc INTERFACE ingress|egress`, `cgroup PATH`.
 //!
-//! Delays are whole numbers with `us`, `ms` or `s`.
+//! Delays are as [`duration`] has them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ebpf_manager_bpf::{Direction, Kprobe, Uprobe};
+use ebpf_manager_bpf::elf::{MapSpec, Pinning};
+use ebpf_manager_bpf::{Direction, Kprobe, LoadOptions, Uprobe};
 
 use crate::{
     Builder, Constant, Hook, Manager, MapOptions, MapRoute, ObjectSource, Probe, ProbeId, Selector,
@@ -61,6 +62,7 @@ pub struct Manifest {
     object: PathBuf,
     builder: Builder,
     buffers: Vec<Buffer>,
+    pins: Pins,
 }
 
 /// A buffer to read.
@@ -70,6 +72,28 @@ pub struct Buffer {
     pub map: String,
     /// A perf buffer; else a ring buffer.
     pub is_perf: bool,
+}
+
+/// Where a manifest pins maps and programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// Of maps and programs that the manifest says it of.
+    paths: Vec<PathBuf>,
+    /// For maps that the object pins by name.
+    dir: Option<PathBuf>,
+}
+
+impl Pins {
+    /// All paths, given the object's maps ([`Manager::map_specs`]): those that
+    /// the manifest names, and those of maps that are declared to be pinned by
+    /// their name.
+    pub fn of(&self, maps: &[MapSpec]) -> Vec<PathBuf> {
+        let dir = self.dir.clone();
+        let dir = dir.unwrap_or_else(|| LoadOptions::default().pin_dir);
+        let by_name = maps.iter().filter(|map| map.pinning == Pinning::ByName);
+        let by_name = by_name.map(|map| dir.join(&map.name));
+        self.paths.iter().cloned().chain(by_name).collect()
+    }
 }
 
 /// A text that is no manifest.
@@ -103,6 +127,7 @@ impl Manifest {
             object,
             builder: parser.builder,
             buffers: parser.buffers,
+            pins: parser.pins,
         })
     }
 
@@ -132,6 +157,11 @@ impl Manifest {
         &self.buffers
     }
 
+    /// The pins that a manager declared like this makes or uses.
+    pub fn pins(&self) -> Pins {
+        self.pins.clone()
+    }
+
     /// The declaration, without streams.
     pub fn into_builder(self) -> Builder {
         self.builder
@@ -148,6 +178,7 @@ struct Parser {
     object: Option<PathBuf>,
     builder: Builder,
     buffers: Vec<Buffer>,
+    pins: Pins,
     block: Option<Block>,
 }
 
@@ -157,6 +188,7 @@ impl Default for Parser {
             object: None,
             builder: Manager::builder(),
             buffers: Vec::new(),
+            pins: Pins::default(),
             block: None,
         }
     }
@@ -224,7 +256,10 @@ impl Parser {
             }
             ("exclude", [function]) => return self.build(|builder| builder.exclude(*function)),
             ("exclude_map", [map]) => return self.build(|builder| builder.exclude_map(*map)),
-            ("pin_dir", [path]) => return self.build(|builder| builder.pin_dir(path)),
+            ("pin_dir", [path]) => {
+                self.pins.dir = Some(PathBuf::from(path));
+                return self.build(|builder| builder.pin_dir(path));
+            }
             ("retry", [times, pause]) => {
                 let (times, pause) = (number(times)?, delay(pause)?);
                 return self.build(|builder| builder.retry(times, pause));
@@ -251,11 +286,17 @@ impl Parser {
             }
             (Block::Probe(probe), "optional", []) => Block::Probe(Box::new(probe.optional())),
             (Block::Probe(probe), "copied", []) => Block::Probe(Box::new(probe.copied())),
-            (Block::Probe(probe), "pin", [path]) => Block::Probe(Box::new(probe.pin(path))),
+            (Block::Probe(probe), "pin", [path]) => {
+                self.pins.paths.push(PathBuf::from(path));
+                Block::Probe(Box::new(probe.pin(path)))
+            }
             (Block::Probe(probe), "retry", [times, pause]) => {
                 Block::Probe(Box::new(probe.retry(number(times)?, delay(pause)?)))
             }
-            (Block::Map(name, options), "pin", [path]) => Block::Map(name, options.pin(path)),
+            (Block::Map(name, options), "pin", [path]) => {
+                self.pins.paths.push(PathBuf::from(path));
+                Block::Map(name, options.pin(path))
+            }
             (Block::Map(name, options), "always_cleanup", []) => {
                 Block::Map(name, options.always_cleanup())
             }
@@ -403,15 +444,24 @@ fn typed(kind: &str, text: &str) -> Result<Vec<u8>, String> {
 }
 
 fn delay(text: &str) -> Result<Duration, String> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit());
-    let (count, unit) = text.split_at(unit_at.unwrap_or(text.len()));
-    let count: Result<u64, String> = number(count);
-    match (count, unit) {
-        (Ok(count), "us") => Ok(Duration::from_micros(count)),
-        (Ok(count), "ms") => Ok(Duration::from_millis(count)),
-        (Ok(count), "s") => Ok(Duration::from_secs(count)),
-        _ => Err(format!("{text} is no time like 100ms")),
-    }
+    duration(text).ok_or_else(|| format!("{text} is no time like 100ms"))
+}
+
+/// A whole number and its unit: `us`, `ms`, `s`, `m`, `h`. At most what fits
+/// nanoseconds in 64 bits, 584 years; `None` for any other text.
+pub fn duration(text: &str) -> Option<Duration> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(unit_at)?;
+    let unit_ns = match unit {
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    };
+    let number: u64 = number.parse().ok()?;
+    number.checked_mul(unit_ns).map(Duration::from_nanos)
 }
 
 /// What is left of a selector's text.
@@ -524,6 +574,15 @@ keep_specs
         assert_eq!(manifest.object, PathBuf::from("a file.bpf.o"));
         let buffers: Vec<String> = manifest.buffers().iter().map(ToString::to_string).collect();
         assert_eq!(buffers, ["ring buffer events", "perf buffer others"]);
+        let by_name = MapSpec {
+            name: "shared".to_owned(),
+            pinning: Pinning::ByName,
+            ..MapSpec::default()
+        };
+        let pins = manifest.pins().of(&[MapSpec::default(), by_name]);
+        let pins: Vec<_> = pins.iter().map(|path| path.to_str().unwrap()).collect();
+        let in_bpffs = ["on_open", "events", "dir/shared"].map(|p| format!("/sys/fs/bpf/{p}"));
+        assert_eq!(pins, in_bpffs);
         let builder = manifest.into_builder();
         let ids: Vec<String> = builder.probes.iter().map(|p| p.id().to_string()).collect();
         assert_eq!(ids, ["on_exec", "on_open (agent)", "p3", "p4", "p5"]);
@@ -534,6 +593,34 @@ keep_specs
         );
         assert_eq!(builder.defaults.retry.times, 1);
         builder.build().unwrap();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(duration("250us"), Some(Duration::from_micros(250)));
+        assert_eq!(duration("5s"), Some(Duration::from_secs(5)));
+        assert_eq!(duration("2m"), Some(Duration::from_secs(120)));
+        assert_eq!(duration("1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(duration("0s"), Some(Duration::ZERO));
+        for bad in [
+            "",
+            "5",
+            "s",
+            "5 s",
+            "-5s",
+            "+5s",
+            "5x",
+            "1.5s",
+            "5S",
+            "5s5",
+            "1m30s",
+            "é",
+            "5124096h",
+            "99999999999999999999s",
+        ] {
+            assert_eq!(duration(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

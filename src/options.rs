@@ -492,15 +492,8 @@ impl Builder {
         if !self.selectors.is_empty() {
             return self.selectors.clone();
         }
-        let of = |probe: &Probe| {
-            let leaf = Selector::Probe(probe.id.clone());
-            if probe.optional {
-                Selector::BestEffort(vec![leaf])
-            } else {
-                leaf
-            }
-        };
-        self.probes.iter().map(of).collect()
+        let ids = self.probes.iter().map(|probe| probe.id.clone());
+        ids.map(Selector::Probe).collect()
     }
 
     pub(crate) fn push(

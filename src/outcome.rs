@@ -3,7 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ebpf_manager_bpf::{Errno, Link, LinkError, Mechanism, ProgramError, SysError};
+use ebpf_manager_bpf::{
+    Cure, Errno, Link, LinkError, Mechanism, ProgramError, SysError, VerifierLog,
+};
+
+use crate::error::ManagerError;
 
 /// What became of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,12 +134,45 @@ pub enum ProbeError {
     /// Its program was not loaded, because nothing asked for it then.
     #[error("its program was not loaded; keep the specifications to load it later")]
     NotLoaded,
+    /// Its program was not loaded when the object was, and what it needs to be
+    /// loaded later cannot be had.
+    #[error("its program could not be loaded: {0}")]
+    LoadLater(Arc<ManagerError>),
     /// There is no such probe.
     #[error("there is no such probe")]
     Unknown,
 }
 
 impl ProbeError {
+    /// True if the kernel answered `errno`.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            ProbeError::Load(err) => err.is(errno),
+            ProbeError::Attach(err) | ProbeError::Detach(err) => err.is(errno),
+            ProbeError::LoadLater(err) => err.is(errno),
+            _ => false,
+        }
+    }
+
+    /// What would help, if that shows.
+    pub fn cure(&self) -> Option<&Cure> {
+        match self {
+            ProbeError::Load(err) => err.cure(),
+            ProbeError::Attach(err) | ProbeError::Detach(err) => err.cure(),
+            ProbeError::LoadLater(err) => err.cure(),
+            _ => None,
+        }
+    }
+
+    /// The verifier's log, if it refused the program.
+    pub fn verifier_log(&self) -> Option<&VerifierLog> {
+        match self {
+            ProbeError::Load(err) => err.verifier_log(),
+            ProbeError::LoadLater(err) => err.verifier_log(),
+            _ => None,
+        }
+    }
+
     /// Whether the machine lacks something, which is no fault of the probe.
     fn is_absence(&self) -> bool {
         match self {

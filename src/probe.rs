@@ -103,7 +103,9 @@ impl Probe {
     }
 
     /// Lets the manager start without this probe; its
-    /// [`Outcome`](crate::Outcome) says why.
+    /// [`Outcome`](crate::Outcome) says why. A selector that names it goes on
+    /// as if it did not when the probe cannot be had: "all of" does without,
+    /// and "one of" needs another, if it names one that is not optional.
     #[must_use]
     pub fn optional(mut self) -> Probe {
         self.optional = true;

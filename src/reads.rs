@@ -211,8 +211,9 @@ impl Manager {
     /// this order, or all that there is a way for, in the object's.
     ///
     /// # Errors
-    /// [`ManagerError::NotThere`] for a map that is not there, or that there is
-    /// no way for; [`ManagerError::Dump`] if the way or the writer fails.
+    /// [`ManagerError::NotThere`] for a map that is not there;
+    /// [`ManagerError::Dump`] for one that there is no way for, or if the way
+    /// or the writer fails.
     pub fn dump(&self, names: &[&str], out: &mut dyn io::Write) -> Result<(), ManagerError> {
         let maps = self.maps();
         if names.is_empty() {
@@ -224,12 +225,14 @@ impl Manager {
         }
         for name in names {
             let map = maps.iter().find(|map| map.name() == *name);
-            let (Some(map), Some(dump)) = (map, self.way(name)) else {
-                return Err(ManagerError::NotThere {
-                    kind: "map to dump called",
-                    name: (*name).to_owned(),
-                });
-            };
+            let map = map.ok_or_else(|| ManagerError::NotThere {
+                kind: "map",
+                name: (*name).to_owned(),
+            })?;
+            let dump = self.way(name).ok_or_else(|| ManagerError::Dump {
+                map: (*name).to_owned(),
+                message: "the builder was not told how to write it out".to_owned(),
+            })?;
             dump_one(&*dump, map, out)?;
         }
         Ok(())
@@ -379,8 +382,8 @@ impl ProbeRef {
     ) -> Result<T, ManagerError> {
         let Some(program) = self.program() else {
             return Err(ManagerError::NotThere {
-                kind: "loaded program of probe",
-                name: self.id().to_string(),
+                kind: "program",
+                name: self.program_name(),
             });
         };
         question(&program).map_err(ManagerError::from)

@@ -10,7 +10,9 @@ use crate::probe::ProbeId;
 ///
 /// Without a selector all probes are activated, and all have to be attached
 /// but the optional ones. With selectors, only the probes that they name are
-/// activated, and every selector has to hold.
+/// activated, and every selector has to hold. An optional probe
+/// ([`Probe::optional`](crate::Probe::optional)) that cannot be had counts
+/// neither way in them.
 ///
 /// ```
 /// use ebpf_manager::Selector;
@@ -47,7 +49,8 @@ impl From<ProbeId> for Selector {
 pub(crate) enum Verdict {
     /// It is there, or may be.
     Holds,
-    /// Its function is excluded: it counts neither way.
+    /// Its function is excluded, or it is optional and not there: it counts
+    /// neither way.
     Ignored,
     /// It is not.
     Fails(ProbeError),

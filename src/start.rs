@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ebpf_manager_bpf::measure_programs;
+use ebpf_manager_bpf::{LinkError, measure_programs};
 
 use crate::cleanup::{Cleanup, Undo, remove_pin};
 use crate::closing::{self, Closing};
@@ -98,7 +98,7 @@ impl Manager {
     /// [`ManagerError::Detach`].
     pub fn detach_probe(&self, id: impl Into<ProbeId>) -> Result<(), ManagerError> {
         self.with_probe(&id.into(), &mut |live, cell| {
-            let result = cell.detach().map_err(ManagerError::Detach);
+            let result = cell.detach().map_err(|err| detach_error(cell.id(), err));
             live.release(cell);
             result
         })
@@ -155,6 +155,12 @@ pub(crate) fn of_probe(cell: &Cell, error: ProbeError) -> ManagerError {
     ManagerError::of_probe(cell.id().clone(), error)
 }
 
+#[cold]
+pub(crate) fn detach_error(probe: &ProbeId, error: LinkError) -> ManagerError {
+    let (probe, source) = (probe.clone(), Arc::new(error));
+    ManagerError::Detach { probe, source }
+}
+
 /// Pauses those of these that run; all or nothing.
 fn pause_all(live: &Live, cells: &[Cell]) -> Result<(), ManagerError> {
     let all = cells.len() == live.probes.len();
@@ -192,7 +198,8 @@ fn pause(live: &Live, cell: &Cell, all: bool) -> Result<(), ManagerError> {
     let link = cell.take_link();
     cell.set(Outcome::Paused);
     if let Some(link) = link {
-        link.detach().map_err(ManagerError::Detach)?;
+        let result = link.detach();
+        result.map_err(|err| detach_error(cell.id(), err))?;
     }
     Ok(())
 }
@@ -425,7 +432,7 @@ fn attach_all(live: &Live) -> Result<(), ManagerError> {
         if let Err(error) = cell.attach(live) {
             // A declaration's fault shows on every machine.
             let fault = matches!(error, ProbeError::NoHook { .. });
-            if fault || required.contains(cell.id()) {
+            if fault || required.contains(cell.id()) && !cell.probe.optional {
                 return Err(of_probe(cell, error));
             }
         }

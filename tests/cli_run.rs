@@ -10,21 +10,113 @@
 mod common;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{LeakCheck, PINS, RING_BUFFER, TempDir, require, testdata};
 
+/// `run` of a manifest that lies in `dir`.
+fn command(dir: &TempDir, manifest: &str, options: &[&str]) -> Command {
+    let path = dir.path().join("manifest");
+    for object in ["attach.bpf.o", "manage.bpf.o"] {
+        fs::copy(testdata(object), dir.path().join(object)).unwrap();
+    }
+    fs::write(&path, manifest).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ebpf-manager"));
+    command.arg("run").args(options).arg(&path);
+    command
+}
+
 fn run(manifest: &str, options: &[&str]) -> Output {
     let dir = TempDir::new();
-    let path = dir.path().join("manifest");
-    fs::copy(testdata("attach.bpf.o"), dir.path().join("attach.bpf.o")).unwrap();
-    fs::write(&path, manifest).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_ebpf-manager"))
-        .arg("run")
-        .args(options)
-        .arg(&path)
-        .output()
-        .unwrap()
+    command(&dir, manifest, options).output().unwrap()
+}
+
+#[test]
+fn clean_removes_pins_of_earlier_runs() {
+    if !require(&PINS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let dir = TempDir::on_bpffs();
+    let (map, program) = (dir.path().join("numbers"), dir.path().join("calls"));
+    let manifest = format!(
+        "object manage.bpf.o\ninner_map modelless table_a\n\
+         probe manage_calls\n    optional\n    pin {}\n\
+         map numbers\n    pin {}\n",
+        program.display(),
+        map.display()
+    );
+    for (options, left) in [
+        (&["--duration", "0s"] as &[&str], true),
+        (&["--duration", "0s", "--clean"], false),
+        (&["--duration", "0s", "--clean"], false),
+    ] {
+        let output = run(&manifest, options);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert_eq!((map.exists(), program.exists()), (left, left), "{text}");
+    }
+}
+
+#[test]
+fn verbose_shows_the_verifiers_log() {
+    if !require(&PINS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let lines = |manifest: &str, options: &[&str]| {
+        let output = run(manifest, options);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text.lines().count(), text)
+    };
+    let needed = "object manage.bpf.o\ninner_map modelless table_a\nprobe err_manage_refused";
+    let (code, brief, text) = lines(needed, &[]);
+    assert_eq!((code, brief), (Some(1), 1), "{text}");
+    assert!(
+        text.contains("/manifest: program err_manage_refused"),
+        "{text}"
+    );
+    let (code, whole, text) = lines(needed, &["--verbose"]);
+    assert_eq!(code, Some(1));
+    assert!(whole > 3 && text.contains("processed "), "{text}");
+    let optional = format!("{needed}\n  optional");
+    let (code, _, text) = lines(&optional, &["--verbose", "--duration", "0s"]);
+    assert_eq!(code, Some(0));
+    assert!(text.contains("processed "), "{text}");
+}
+
+#[test]
+fn run_ends_with_its_reader() {
+    if !require(&RING_BUFFER) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let dir = TempDir::new();
+    // Nothing is ever written.
+    let manifest = "object attach.bpf.o\nselect all_of()\nring_buffer hits\n";
+    let mut child = command(&dir, manifest, &["--duration", "1m"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(40), "{text}");
+}
+
+#[test]
+fn btf_of_a_file_is_used() {
+    let dir = TempDir::new();
+    let missing = dir.path().join("missing.btf");
+    let options = ["--btf", missing.to_str().unwrap()];
+    let output = run("object manage.bpf.o", &options);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("missing.btf"), "{text}");
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub enum MapError {
     },
     /// A pinned map or a replacement differs from what the object declares.
     #[error("map {map}: {field} is {found}, the object declares {expected}{}",
-        path.as_ref().map(|p| format!(" (pinned at {})", p.display())).unwrap_or_default())]
+        path.as_ref().map(|p| format!(" (pinned at {}: remove the pin, or pin elsewhere)", p.display())).unwrap_or_default())]
     Mismatch {
         /// The map's name.
         map: String,
@@ -95,6 +95,14 @@ impl MapError {
             | MapError::Access { source, .. }
             | MapError::Pin { source, .. } => source.is(errno),
             MapError::Spec { .. } | MapError::Mismatch { .. } => false,
+        }
+    }
+
+    /// What would help, if that shows.
+    pub fn cure(&self) -> Option<&Cure> {
+        match self {
+            MapError::Create { cure, .. } | MapError::Pin { cure, .. } => cure.as_ref(),
+            _ => None,
         }
     }
 }
@@ -307,6 +315,7 @@ impl ProgramError {
                 source: KernelBtfError::Read { source, .. },
                 ..
             } => source.is(errno),
+            ProgramError::JumpTable { source, .. } => source.is(errno),
             _ => false,
         }
     }
@@ -320,6 +329,7 @@ impl ProgramError {
                 source: KernelBtfError::Read { cure, .. },
                 ..
             } => cure.as_ref(),
+            ProgramError::JumpTable { source, .. } => source.cure(),
             _ => None,
         }
     }
@@ -381,6 +391,15 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The log of the verifier, or of the kernel's BTF checker, if it wrote one.
+    pub fn verifier_log(&self) -> Option<&VerifierLog> {
+        match self {
+            LoadError::Btf { log, .. } => Some(log),
+            LoadError::Program(err) => err.verifier_log(),
+            _ => None,
+        }
+    }
+
     /// True if the kernel answered `errno`.
     pub fn is(&self, errno: Errno) -> bool {
         match self {
@@ -397,8 +416,8 @@ impl LoadError {
     pub fn cure(&self) -> Option<&Cure> {
         match self {
             LoadError::Btf { cure, .. }
-            | LoadError::Map(MapError::Create { cure, .. } | MapError::Pin { cure, .. })
             | LoadError::KernelBtf(KernelBtfError::Read { cure, .. }) => cure.as_ref(),
+            LoadError::Map(err) => err.cure(),
             LoadError::Program(err) => err.cure(),
             _ => None,
         }
@@ -418,8 +437,11 @@ pub enum KernelBtfError {
         cure: Option<Cure>,
     },
     /// The file is damaged.
-    #[error("the kernel's BTF: {source}")]
+    #[error("the kernel's BTF{}: {source}",
+        path.as_ref().map(|p| format!(" from {}", p.display())).unwrap_or_default())]
     Parse {
+        /// The file, unless it is the running kernel's own.
+        path: Option<PathBuf>,
         /// The fault.
         source: BtfError,
     },
@@ -595,7 +617,7 @@ impl LinkError {
 #[non_exhaustive]
 pub enum ReaderError {
     /// The map is of another type.
-    #[error("map {map} is a {found}, not a {expected}")]
+    #[error("map {map} is of type {found}, not {expected}")]
     WrongMap {
         /// The map's name.
         map: String,
@@ -612,4 +634,14 @@ pub enum ReaderError {
         /// The kernel's answer.
         source: SysError,
     },
+}
+
+impl ReaderError {
+    /// True if the kernel answered `errno`.
+    pub fn is(&self, errno: Errno) -> bool {
+        match self {
+            ReaderError::Kernel { source, .. } => source.is(errno),
+            ReaderError::WrongMap { .. } => false,
+        }
+    }
 }

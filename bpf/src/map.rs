@@ -365,8 +365,8 @@ impl Map {
                     map: spec.name.clone(),
                     path: path.map(Path::to_owned),
                     field,
-                    expected: expected.to_string(),
-                    found: found.to_string(),
+                    expected: in_words(field, expected),
+                    found: in_words(field, found),
                 });
             }
         }
@@ -379,6 +379,16 @@ impl Map {
             map: self.inner.name.clone(),
             source,
         }
+    }
+}
+
+/// A field's value as people write it.
+#[cold]
+fn in_words(field: &str, value: u64) -> String {
+    match field {
+        "type" => MapType(value as u32).to_string(),
+        "flags" => format!("{value:#x}"),
+        _ => value.to_string(),
     }
 }
 

@@ -22,6 +22,10 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         None => KernelBtf::vmlinux(),
     }
     .map_err(|err| err.to_string())?;
+    let source = match &options.btf {
+        Some(path) => path.display().to_string(),
+        None => String::from("the kernel's BTF"),
+    };
     let objects: Vec<_> = options.objects.iter().map(open_object).collect();
     let mut linkers = Vec::with_capacity(objects.len());
     for (path, object) in options.objects.iter().zip(&objects) {
@@ -31,7 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     }
     let linkers: Vec<_> = linkers.iter().collect();
     let small = core_relo::minimise(kernel.as_bytes(), &linkers)
-        .map_err(|err| format!("minimise: {err}"))?;
+        .map_err(|err| format!("{source}: {err}"))?;
     let path = &options.output;
     fs::write(path, small).map_err(|err| format!("{}: {err}", path.display()))
 }

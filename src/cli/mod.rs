@@ -10,6 +10,7 @@ mod minimise;
 mod names;
 mod output;
 mod run;
+mod session;
 mod summary;
 mod trace;
 
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ebpf_manager::manifest;
 use lexopt::Arg::{Long, Short, Value};
 
 const HELP: &str = "\
@@ -33,6 +35,7 @@ Commands:
   link           link several object files into one
   minimise       write the part of a kernel's BTF that object files need
   run            run what a manifest declares
+  help COMMAND   show a command's options
 
 Options:
   -h, --help     show this text, or after a command that command's
@@ -50,6 +53,7 @@ Options:
   --json               write one JSON object per line
   --demo               run a few short processes to look at, then stop
   --btf FILE           the kernel's BTF, if it does not have it itself
+  --verbose            show the verifier's whole log if it refuses a program
   -h, --help           show this text
 
 Columns: TIME is in seconds since the start, DURATION the life of the process,
@@ -85,13 +89,14 @@ Says which kernels eBPF object files fit, before anything is loaded: which CO-RE
 relocations match, which are missing, and what the object needs of the kernel
 besides. Needs no privileges.
 
-Usage: ebpf-manager check [--json] OBJECT... [--btf FILE...]
+Usage: ebpf-manager check [--json] [--btf FILE]... OBJECT...
 
 Options:
-  --btf FILE...  the BTF of kernels, instead of the running one's: files, or
-                 copies of the directory /sys/kernel/btf, with that of modules
-  --json         write one JSON object
-  -h, --help     show this text
+  --btf FILE   the BTF of a kernel, instead of the running one's: a file, or a
+               copy of the directory /sys/kernel/btf, with that of modules; once
+               for each kernel
+  --json       write one JSON object
+  -h, --help   show this text
 
 MATCHED relocations have a value. ABSENT ones ask whether something exists that
 does not, and are answered. MISSING ones have no answer: their instructions must
@@ -147,7 +152,10 @@ Usage: ebpf-manager run [OPTION]... MANIFEST
 
 Options:
   --duration TIME  stop after this time: 500ms, 5s, 2m, 1h
-  --clean          remove the pins that the manifest asks for at the end
+  --clean          at the end remove all pins that the manifest or its object
+                   asks for, also those of earlier runs
+  --btf FILE       the kernel's BTF, if it does not have it itself
+  --verbose        show the verifier's whole log if it refuses a program
   -h, --help       show this text
 
 A manifest is a text, a line for each thing:
@@ -229,25 +237,42 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
         None => Err(general(&"no command given")),
         Some(Short('h') | Long("help")) => Ok(Request::Show(HELP)),
         Some(Short('V') | Long("version")) => Ok(Request::Version),
-        Some(Value(command)) if command == "trace" => {
-            parse_trace(&mut parser).map_err(|err| format!("{err}; see ebpf-manager trace --help"))
+        Some(Value(command)) => {
+            let name = command.to_string_lossy();
+            let parse = match &*name {
+                "trace" => parse_trace,
+                "inspect" => parse_inspect,
+                "check" => parse_check,
+                "link" => parse_link,
+                "minimise" => parse_minimise,
+                "run" => parse_run,
+                "help" => parse_help,
+                _ => return Err(general(&format!("no command {name}"))),
+            };
+            parse(&mut parser).map_err(|err| format!("{err}; see ebpf-manager {name} --help"))
         }
-        Some(Value(command)) if command == "inspect" => parse_inspect(&mut parser)
-            .map_err(|err| format!("{err}; see ebpf-manager inspect --help")),
-        Some(Value(command)) if command == "check" => {
-            parse_check(&mut parser).map_err(|err| format!("{err}; see ebpf-manager check --help"))
-        }
-        Some(Value(command)) if command == "link" => {
-            parse_link(&mut parser).map_err(|err| format!("{err}; see ebpf-manager link --help"))
-        }
-        Some(Value(command)) if command == "minimise" => parse_minimise(&mut parser)
-            .map_err(|err| format!("{err}; see ebpf-manager minimise --help")),
-        Some(Value(command)) if command == "run" => {
-            parse_run(&mut parser).map_err(|err| format!("{err}; see ebpf-manager run --help"))
-        }
-        Some(Value(command)) => Err(general(&format!("no command {}", command.display()))),
         Some(other) => Err(general(&other.unexpected())),
     }
+}
+
+fn parse_help(parser: &mut lexopt::Parser) -> Result<Request, String> {
+    let mut help = None;
+    while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
+        help = match arg {
+            Short('h') | Long("help") => Some(HELP),
+            Value(command) if help.is_none() => match &*command.to_string_lossy() {
+                "trace" => Some(TRACE_HELP),
+                "inspect" => Some(INSPECT_HELP),
+                "check" => Some(CHECK_HELP),
+                "link" => Some(LINK_HELP),
+                "minimise" => Some(MINIMISE_HELP),
+                "run" => Some(RUN_HELP),
+                name => return Err(format!("no command {name}")),
+            },
+            other => return Err(other.unexpected().to_string()),
+        };
+    }
+    Ok(Request::Show(help.unwrap_or(HELP)))
 }
 
 fn parse_trace(parser: &mut lexopt::Parser) -> Result<Request, String> {
@@ -259,6 +284,7 @@ fn parse_trace(parser: &mut lexopt::Parser) -> Result<Request, String> {
             Long("demo") => options.demo = true,
             Long("duration") => options.duration = Some(time(parser, "--duration")?),
             Long("btf") => options.btf = Some(parser.value().map_err(|e| e.to_string())?.into()),
+            Long("verbose") => options.verbose = true,
             Long("min-duration") => options.min_duration = time(parser, "--min-duration")?,
             other => return Err(other.unexpected().to_string()),
         }
@@ -272,6 +298,8 @@ fn parse_run(parser: &mut lexopt::Parser) -> Result<Request, String> {
         match arg {
             Short('h') | Long("help") => return Ok(Request::Show(RUN_HELP)),
             Long("clean") => options.clean = true,
+            Long("verbose") => options.verbose = true,
+            Long("btf") => options.btf = Some(parser.value().map_err(|e| e.to_string())?.into()),
             Long("duration") => options.duration = Some(time(parser, "--duration")?),
             Value(path) if manifest.is_none() => manifest = Some(PathBuf::from(path)),
             other => return Err(other.unexpected().to_string()),
@@ -301,10 +329,9 @@ fn parse_check(parser: &mut lexopt::Parser) -> Result<Request, String> {
         match arg {
             Short('h') | Long("help") => return Ok(Request::Show(CHECK_HELP)),
             Long("json") => options.json = true,
-            Long("btf") => {
-                let files = parser.values().map_err(|e| e.to_string())?;
-                options.btf.extend(files.map(PathBuf::from));
-            }
+            Long("btf") => options
+                .btf
+                .push(parser.value().map_err(|e| e.to_string())?.into()),
             Value(path) => options.objects.push(path.into()),
             other => return Err(other.unexpected().to_string()),
         }
@@ -362,25 +389,8 @@ fn parse_minimise(parser: &mut lexopt::Parser) -> Result<Request, String> {
 fn time(parser: &mut lexopt::Parser, option: &str) -> Result<Duration, String> {
     let value = parser.value().map_err(|e| e.to_string())?;
     let text = value.to_string_lossy();
-    parse_duration(&text)
+    manifest::duration(&text)
         .ok_or_else(|| format!("{option}: {text:?} is not a time like 500ms, 5s, 2m or 1h"))
-}
-
-/// A whole number and its unit: `us`, `ms`, `s`, `m`, `h`. At most what fits
-/// nanoseconds in 64 bits, 584 years.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at_checked(unit_at)?;
-    let unit_ns = match unit {
-        "us" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
-    };
-    let number: u64 = number.parse().ok()?;
-    number.checked_mul(unit_ns).map(Duration::from_nanos)
 }
 
 #[cfg(test)]
@@ -392,40 +402,12 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
-        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(parse_duration("250us"), Some(Duration::from_micros(250)));
-        assert_eq!(parse_duration("5s"), Some(Duration::from_secs(5)));
-        assert_eq!(parse_duration("2m"), Some(Duration::from_secs(120)));
-        assert_eq!(parse_duration("1h"), Some(Duration::from_secs(3600)));
-        assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
-        for bad in [
-            "",
-            "5",
-            "s",
-            "5 s",
-            "-5s",
-            "+5s",
-            "5x",
-            "1.5s",
-            "5S",
-            "5s5",
-            "1m30s",
-            "é",
-            "5124096h",
-            "99999999999999999999s",
-        ] {
-            assert_eq!(parse_duration(bad), None, "{bad:?}");
-        }
-    }
-
-    #[test]
     fn every_option_is_read() {
-        let line = "trace --json --demo --duration 5s --min-duration=10ms --btf x";
+        let line = "trace --json --demo --duration 5s --min-duration=10ms --btf x --verbose";
         let Ok(Request::Trace(options)) = parsed(line) else {
             panic!("refused");
         };
-        assert!(options.json && options.demo);
+        assert!(options.json && options.demo && options.verbose);
         assert_eq!(options.duration, Some(Duration::from_secs(5)));
         assert_eq!(options.min_duration, Duration::from_millis(10));
         assert_eq!(options.btf.as_deref(), Some("x".as_ref()));
@@ -435,10 +417,10 @@ mod tests {
         );
         let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
         assert_eq!(
-            parsed("check a b --btf c d --json --btf e"),
+            parsed("check a --btf c b --json --btf=e"),
             Ok(Request::Check(check::Options {
                 objects: paths(&["a", "b"]),
-                btf: paths(&["c", "d", "e"]),
+                btf: paths(&["c", "e"]),
                 json: true,
             }))
         );
@@ -450,7 +432,19 @@ mod tests {
                 objects: paths(&["a", "b"]),
             }))
         );
+        assert_eq!(
+            parsed("run --clean m --btf x --verbose --duration 5s"),
+            Ok(Request::Run(run::Options {
+                manifest: "m".into(),
+                duration: Some(Duration::from_secs(5)),
+                clean: true,
+                btf: Some("x".into()),
+                verbose: true,
+            }))
+        );
         assert_eq!(parsed("-V"), Ok(Request::Version));
+        assert_eq!(parsed("help"), Ok(Request::Show(HELP)));
+        assert_eq!(parsed("help link"), Ok(Request::Show(LINK_HELP)));
         assert_eq!(parsed("--help"), Ok(Request::Show(HELP)));
         assert_eq!(parsed("trace --json -h"), Ok(Request::Show(TRACE_HELP)));
     }
@@ -462,6 +456,8 @@ mod tests {
             ("frobnicate", "frobnicate"),
             ("--frob", "--frob"),
             ("trace --frob", "--frob"),
+            ("help frob", "frob"),
+            ("help run extra", "extra"),
             ("trace extra", "extra"),
             ("trace --duration", "--duration"),
             ("trace --duration 5", "\"5\""),
@@ -497,6 +493,7 @@ mod tests {
             TRACE_HELP,
             INSPECT_HELP,
             CHECK_HELP,
+            LINK_HELP,
             MINIMISE_HELP,
             RUN_HELP,
         ]

@@ -1,19 +1,18 @@
 //! `run`: a manager that a manifest declares.
 
+use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ebpf_manager::bpf::PerfBufferOptions;
+use ebpf_manager::bpf::{KernelBtf, PerfBufferOptions};
 use ebpf_manager::manifest::{Buffer, Manifest};
-use ebpf_manager::{Cleanup, Manager, Sink, Stream};
-use ebpf_manager_sys::signal::{Signal, SignalFd};
-use ebpf_manager_sys::tracefs::Tracefs;
-use ebpf_manager_sys::{mntns, poll};
+use ebpf_manager::{Cleanup, Manager, ManagerError, Outcome, ProbeError, Sink, Stream};
 
 use super::output::{Output, Writer};
+use super::session::{Session, show_log, write_log};
 
 /// What was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) duration: Option<Duration>,
     /// Remove pins at the end.
     pub(crate) clean: bool,
+    /// The kernel's types, for a kernel that does not have them itself.
+    pub(crate) btf: Option<PathBuf>,
+    /// Show the verifier's whole log of a program that it refuses.
+    pub(crate) verbose: bool,
 }
 
 /// Longest time that detaching may take at the end.
@@ -31,39 +34,43 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Runs until told to stop. The error is a message for people.
 pub(crate) fn run(options: &Options) -> Result<(), String> {
     let path = options.manifest.display();
-    let manifest = Manifest::read(&options.manifest).map_err(|err| format!("{path}: {err}"))?;
-    if Tracefs::find().is_err() {
-        // Where that is refused, attaching says what is missing.
-        let _ = mntns::mount_privately("tracefs", Path::new("/sys/kernel/tracing"));
-    }
-    // Before any thread starts: threads inherit the mask.
-    let signals = SignalFd::block(&[Signal::INT, Signal::TERM]).map_err(|err| err.to_string())?;
-    let output = Arc::new(Output::new().map_err(|err| err.to_string())?);
+    let of = |err: &dyn std::fmt::Display| format!("{path}: {err}");
+    let failed = |err: ManagerError| {
+        if options.verbose {
+            show_log(&err);
+        }
+        of(&err)
+    };
+    let manifest = Manifest::read(&options.manifest).map_err(|err| of(&err))?;
+    let session = Session::begin()?;
+    let output = Arc::clone(&session.output);
 
     let object = manifest.object();
     let buffers = manifest.buffers().to_vec();
+    let pins = manifest.pins();
     let mut builder = manifest.into_builder();
     for buffer in &buffers {
         builder = builder.stream(stream(buffer, &output));
     }
-    let manager = builder.build().map_err(|err| format!("{path}: {err}"))?;
-    manager
-        .init(&object)
-        .and_then(|()| manager.start())
-        .map_err(|err| err.to_string())?;
+    if let Some(path) = &options.btf {
+        builder = builder.kernel_btf(KernelBtf::from_file(path).map_err(|err| err.to_string())?);
+    }
+    let manager = builder.build().map_err(failed)?;
+    let started = manager.init(&object).and_then(|()| manager.start());
+    started.map_err(failed)?;
     for (id, outcome) in manager.probes() {
         eprint(&format!("{id}: {outcome}"));
+        if let (true, Outcome::Failed(ProbeError::Load(err))) = (options.verbose, &outcome) {
+            err.verifier_log().into_iter().for_each(write_log);
+        }
     }
     let writer = Writer::start(&output).map_err(|err| format!("start a thread: {err}"))?;
-    let waited = wait(options.duration, &signals, &output);
-    output.lift_limit();
-    // From here on a signal takes its ordinary effect.
-    drop(signals);
+    let waited = session.wait(options.duration, &mut || ControlFlow::Continue(None));
     let stats: Vec<String> = buffers.iter().filter_map(|b| count(&manager, b)).collect();
-    let cleanup = if options.clean {
-        Cleanup::ALL
+    let (cleanup, pins) = if options.clean {
+        (Cleanup::ALL, pins.of(&manager.map_specs()))
     } else {
-        Cleanup::UNPINNED
+        (Cleanup::UNPINNED, Vec::new())
     };
     let stopped = manager.stop_within(PATIENCE, cleanup);
     let written = writer.finish();
@@ -72,9 +79,18 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     }
     written.map_err(|err| format!("write: {err}"))?;
     waited?;
-    let closing = stopped.map_err(|err| err.to_string())?;
+    let closing = stopped.map_err(|err| of(&err))?;
     for id in closing.probes() {
         eprint(&format!("{id}: still closing"));
+    }
+    // Those that an earlier run left.
+    for pin in pins {
+        match fs::remove_file(&pin) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                return Err(of(&format_args!("remove {}: {err}", pin.display())));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -110,29 +126,4 @@ fn count(manager: &Manager, buffer: &Buffer) -> Option<String> {
 fn eprint(line: &str) {
     // There is nobody left to tell if this fails.
     let _ = writeln!(io::stderr().lock(), "{line}");
-}
-
-/// Waits for the end: a signal, the time that was asked for, or nobody to
-/// write for.
-fn wait(duration: Option<Duration>, signals: &SignalFd, output: &Output) -> Result<(), String> {
-    let fail = |err: ebpf_manager_sys::SysError| err.to_string();
-    let epoll = poll::Epoll::new().map_err(fail)?;
-    let readable = poll::Interest::READABLE;
-    epoll.add(signals.as_fd(), 0, readable).map_err(fail)?;
-    epoll
-        .add(output.failed().as_fd(), 1, readable)
-        .map_err(fail)?;
-    let deadline = duration.and_then(|d| Instant::now().checked_add(d));
-    loop {
-        let pause = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        if pause == Some(Duration::ZERO) {
-            return Ok(());
-        }
-        let mut events = [poll::Event::EMPTY];
-        if !epoll.wait(&mut events, pause).map_err(fail)?.is_empty() {
-            // A signal left pending would end the process when unblocked.
-            while signals.read().map_err(fail)?.is_some() {}
-            return Ok(());
-        }
-    }
 }

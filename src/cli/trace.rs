@@ -1,8 +1,9 @@
 //! `trace`: processes as they execute files and exit.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,15 +11,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ebpf_manager::bpf::{Cure, Errno, KernelBtf, KernelVersion, LinkError};
 use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe, ProgramRef, VariableRef};
 use ebpf_manager_sys::proc::{self, Capabilities};
-use ebpf_manager_sys::signal::{Signal, SignalFd};
-use ebpf_manager_sys::tracefs::Tracefs;
-use ebpf_manager_sys::{clock, mntns, poll, tty};
+use ebpf_manager_sys::{clock, tty};
 
 use super::demo::Demo;
 use super::event::{Event, What};
 use super::format;
 use super::names::{self, Names};
 use super::output::{Output, Writer};
+use super::session::{Session, show_log};
 use super::summary::Summary;
 
 /// The programs, compiled from `tests/programs/trace.bpf.c`.
@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) min_duration: Duration,
     /// The kernel's types, for a kernel that does not have them itself.
     pub(crate) btf: Option<PathBuf>,
+    /// Show the verifier's whole log of a program that it refuses.
+    pub(crate) verbose: bool,
 }
 
 /// What came out of the ring.
@@ -52,16 +54,8 @@ pub(crate) struct Counts {
 
 /// Traces until told to stop. The error is a message for people.
 pub(crate) fn run(options: &Options) -> Result<(), String> {
-    // Tracepoints are attached by numbers that stand in tracefs. A machine
-    // that has not mounted it need not be changed for that: this process, and
-    // what it starts, get a view of their own. Where that is refused, attaching
-    // says what is missing.
-    if Tracefs::find().is_err() {
-        let _ = mntns::mount_privately("tracefs", Path::new("/sys/kernel/tracing"));
-    }
-    // Before any thread starts: threads inherit the mask.
-    let signals = SignalFd::block(&[Signal::INT, Signal::TERM]).map_err(|err| format!("{err}"))?;
-    let output = Arc::new(Output::new().map_err(|err| format!("{err}"))?);
+    let session = Session::begin()?;
+    let output = Arc::clone(&session.output);
     let counts = Arc::new(Counts::default());
     if !options.json {
         output.append(format::header);
@@ -91,19 +85,31 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         builder = builder.kernel_btf(KernelBtf::from_file(path).map_err(|err| err.to_string())?);
     }
     let begun = Instant::now();
-    let manager = builder.build().map_err(|err| explain(&err))?;
+    let failed = |err: ManagerError| {
+        if options.verbose {
+            show_log(&err);
+        }
+        explain(&err)
+    };
+    let manager = builder.build().map_err(failed)?;
     manager
         .init(&ObjectSource::bytes(OBJECT))
         .and_then(|()| manager.start())
-        .map_err(|err| explain(&err))?;
+        .map_err(failed)?;
     let mut summary = Summary::of(&manager, begun.elapsed());
     let losses = Losses::of(&manager);
 
     let writer = Writer::start(&output).map_err(|err| format!("start a thread: {err}"))?;
-    let waited = wait(options, &signals, &output);
-    output.lift_limit();
-    // From here on a signal takes its ordinary effect.
-    drop(signals);
+    let mut demo = options.demo.then(Demo::new);
+    let waited = session.wait(options.duration, &mut || {
+        match demo.as_mut().map(Demo::advance) {
+            Some(None) if options.duration.is_none() => return ControlFlow::Break(()),
+            Some(None) => demo = None,
+            Some(pause) => return ControlFlow::Continue(pause),
+            None => {}
+        }
+        ControlFlow::Continue(None)
+    });
     let stopped = manager.stop();
 
     summary.count(&counts, losses.and_then(|losses| losses.count()));
@@ -120,44 +126,6 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     written.map_err(|err| format!("write: {err}"))?;
     waited?;
     stopped.map_err(|err| err.to_string())
-}
-
-/// Waits for the end: a signal, the time that was asked for, the end of the
-/// demonstration, or nobody to write for.
-fn wait(options: &Options, signals: &SignalFd, output: &Output) -> Result<(), String> {
-    let fail = |err: ebpf_manager_sys::SysError| err.to_string();
-    let epoll = poll::Epoll::new().map_err(fail)?;
-    let readable = poll::Interest::READABLE;
-    epoll.add(signals.as_fd(), 0, readable).map_err(fail)?;
-    epoll
-        .add(output.failed().as_fd(), 1, readable)
-        .map_err(fail)?;
-    // Reports a pipe whose reader has gone before there is anything to write.
-    // A file cannot be waited for and never reports anything.
-    let stdout = io::stdout();
-    let _ = epoll.add(stdout.as_fd(), 2, poll::Interest::empty());
-
-    // A time beyond what the clock can express is for ever.
-    let deadline = options.duration.and_then(|d| Instant::now().checked_add(d));
-    let mut demo = options.demo.then(Demo::new);
-    loop {
-        let mut pause = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        if pause == Some(Duration::ZERO) {
-            return Ok(());
-        }
-        match demo.as_mut().map(Demo::advance) {
-            Some(Some(next)) => pause = Some(pause.map_or(next, |pause| pause.min(next))),
-            Some(None) if options.duration.is_none() => return Ok(()),
-            Some(None) => demo = None,
-            None => {}
-        }
-        let mut events = [poll::Event::EMPTY];
-        if !epoll.wait(&mut events, pause).map_err(fail)?.is_empty() {
-            // A signal left pending would end the process when unblocked.
-            while signals.read().map_err(fail)?.is_some() {}
-            return Ok(());
-        }
-    }
 }
 
 /// Makes lines of records, on the manager's reader thread.
@@ -294,12 +262,7 @@ impl Losses {
 
 /// An error with what can be done about it, as far as that shows only here.
 fn explain(err: &ManagerError) -> String {
-    let is = |errno| match err {
-        ManagerError::Load(err) => err.is(errno),
-        ManagerError::Attach { source, .. } => source.is(errno),
-        _ => false,
-    };
-    if is(Errno::EPERM) || is(Errno::EACCES) {
+    if err.is(Errno::EPERM) || err.is(Errno::EACCES) {
         let wanted = Capabilities::BPF | Capabilities::PERFMON;
         let have = proc::effective_capabilities().unwrap_or(Capabilities::all());
         if !have.contains(Capabilities::SYS_ADMIN) && !have.contains(wanted) {
@@ -328,7 +291,7 @@ fn explain(err: &ManagerError) -> String {
             _ => {}
         }
     }
-    if matches!(err, ManagerError::Load(err) if err.cure() == Some(&Cure::NoKernelBtf)) {
+    if err.cure() == Some(&Cure::NoKernelBtf) {
         return String::from(
             "tracing needs the kernel's BTF, which this kernel does not have \
              (CONFIG_DEBUG_INFO_BTF): get a BTF file for it and give it with --btf",

@@ -65,6 +65,11 @@ fn trap_pinned_map_of_another_shape_names_the_field() {
         (*field, at.as_deref()),
         ("max_entries", Some(path.as_path()))
     );
+    let cure = format!(
+        "(pinned at {}: remove the pin, or pin elsewhere)",
+        path.display()
+    );
+    assert!(err.to_string().ends_with(&cure), "{err}");
     assert_eq!(second.state(), State::Declared);
     first.stop_with(Cleanup::ALL).unwrap();
 }

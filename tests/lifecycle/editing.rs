@@ -192,6 +192,12 @@ fn replaced_map_is_shared() {
         panic!("{other}")
     };
     assert_eq!((map.as_str(), *field), ("table_a", "type"));
+    let says = "map table_a: type is hash, the object declares array";
+    assert_eq!(other.to_string(), says);
+    let shared = builder().edit(Constant::global("answer", 6_u32).only_for("manage_constant"));
+    let shared = refused(shared).to_string();
+    assert!(shared.contains("manage_constant is no copy"), "{shared}");
+    assert!(shared.contains("copied()"), "{shared}");
 }
 
 #[test]

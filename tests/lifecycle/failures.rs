@@ -43,7 +43,7 @@ fn declaration_must_fit_the_object() {
     ));
     misfit(
         Manager::builder().ring_buffer(".bss", |_| ()),
-        "the object has no ring buffer .bss",
+        "map .bss is of type array, not ringbuf",
     );
     let constant = misfit(
         Manager::builder().constant("nope", 1_u32),

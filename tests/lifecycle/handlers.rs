@@ -256,12 +256,13 @@ fn panic_of_a_handler_is_reported_by_stop() {
         let stopping = manager.clone();
         let err = within("stop", move || stopping.stop()).unwrap_err();
         let panicked = ManagerError::HandlerPanicked {
+            map: "hits".to_owned(),
             message: message.to_owned(),
         };
         assert_eq!(err, ManagerError::Stop(vec![panicked]));
         assert_eq!(
             err.to_string(),
-            format!("stopped, but an event handler panicked: {message}")
+            format!("stopped, but an event handler of hits panicked: {message}")
         );
         assert_eq!(manager.state(), State::Declared);
         // It is over with that.
@@ -289,7 +290,10 @@ fn panic_after_a_handlers_stop_is_reported_by_the_next_action() {
     });
     said.wait().unwrap();
     let err = manager.init(&attach_object()).unwrap_err();
-    assert_eq!(err.to_string(), "an event handler panicked: too late");
+    assert_eq!(
+        err.to_string(),
+        "an event handler of hits panicked: too late"
+    );
     assert_eq!(manager.state(), State::Declared);
     manager.init(&attach_object()).unwrap();
     manager.stop().unwrap();
@@ -313,6 +317,7 @@ fn stop_joins_a_handler_that_panicked_and_stops() {
     });
     assert_eq!(said.wait(), (Ok(()), Ok(())));
     let panicked = ManagerError::HandlerPanicked {
+        map: "hits".to_owned(),
         message: "too late".to_owned(),
     };
     assert_eq!(manager.stop(), Err(ManagerError::Stop(vec![panicked])));

@@ -76,6 +76,64 @@ fn selectors_say_what_must_be_there() {
 }
 
 #[test]
+fn optional_probes_count_neither_way_in_selectors() {
+    if !require(&HOOKS) || !require(&MANAGE) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let declared = || {
+        Manager::builder()
+            .keep_specs()
+            .probe(Probe::new("attach_enter"))
+            .probe(Probe::new("attach_missing").optional())
+            .probe(Probe::new("attach_missing").uid("needed"))
+    };
+    let (enter, missing) = (
+        || Selector::probe("attach_enter"),
+        || Selector::probe("attach_missing"),
+    );
+    for selectors in [
+        vec![Selector::all_of([missing(), enter()])],
+        vec![missing(), enter()],
+        vec![Selector::one_of([missing()]), enter()],
+    ] {
+        let builder = selectors.into_iter().fold(declared(), Builder::select);
+        let manager = started(builder).unwrap();
+        assert!(outcome(&manager, "attach_enter").is_running());
+        assert!(outcome(&manager, "attach_missing").error().is_some());
+        // Later as well.
+        manager.update_activated(&[enter()]).unwrap();
+        let all = Selector::all_of([enter(), missing()]);
+        manager.update_activated(&[all]).unwrap();
+        manager.stop().unwrap();
+    }
+    // What is not optional is still needed.
+    let needed = Selector::probe(ProbeId::new("attach_missing", "needed"));
+    let err = started(declared().select(Selector::one_of([missing(), needed]))).unwrap_err();
+    let ManagerError::Selection { failed, .. } = &err else {
+        panic!("{err}")
+    };
+    assert_eq!(failed.len(), 1, "{err}");
+    assert!(err.is(Errno::ENOENT) && err.verifier_log().is_none());
+
+    // What the verifier refuses does not fail the load either.
+    let manager = builder()
+        .probe(Probe::new("err_manage_refused").optional())
+        .probe(Probe::new("manage_packets"))
+        .select(Selector::all_of([
+            Selector::probe("err_manage_refused"),
+            Selector::probe("manage_packets"),
+        ]))
+        .build()
+        .unwrap();
+    manager.init(&object()).unwrap();
+    let refused = outcome(&manager, "err_manage_refused");
+    let log = refused.error().and_then(ProbeError::verifier_log);
+    assert!(log.is_some_and(|log| !log.is_empty()), "{refused}");
+    manager.stop().unwrap();
+}
+
+#[test]
 fn selectors_of_unknown_probes_are_refused() {
     let err = attach_builder()
         .select(Selector::probe("nope"))

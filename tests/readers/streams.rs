@@ -334,6 +334,7 @@ fn a_panic_ends_one_stream_only() {
     assert_eq!(Request::new(5, 1, (17, 17)).run(&program), 0);
     assert_eq!(Request::new(6, 5, (16, 16)).run(&program), 0);
     let panicked = ManagerError::HandlerPanicked {
+        map: "ring".to_owned(),
         message: "bad record".to_owned(),
     };
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), panicked);

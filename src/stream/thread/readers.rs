@@ -236,7 +236,7 @@ impl Readers {
 impl Running {
     fn join(self) -> Vec<ManagerError> {
         // Not a handler's panic, which is caught: our own bug.
-        let bug = |panic: Box<dyn std::any::Any + Send>| vec![panicked(&*panic)];
+        let bug = |panic: Box<dyn std::any::Any + Send>| vec![panicked("", &*panic)];
         self.handle.join().unwrap_or_else(bug)
     }
 }

@@ -92,7 +92,7 @@ impl Task {
         Counters::add(&counters.records, records);
         Counters::add(&counters.bytes, bytes);
         turn.records = records;
-        turn.more = result.map_err(|panic| panicked(&*panic))??;
+        turn.more = result.map_err(|panic| panicked(stream.map(), &*panic))??;
         self.ready = turn.more;
         let done = if turn.more {
             records as usize
@@ -120,16 +120,17 @@ impl Task {
             source.untold(&mut |cpu, count| batch.lose(cpu, count));
             batch.out.ready();
         }));
-        result.map_err(|panic| panicked(&*panic))
+        result.map_err(|panic| panicked(stream.map(), &*panic))
     }
 }
 
-pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> ManagerError {
+pub(super) fn panicked(map: &str, panic: &(dyn std::any::Any + Send)) -> ManagerError {
     let message = panic
         .downcast_ref::<&str>()
         .map(|s| (*s).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned());
     ManagerError::HandlerPanicked {
+        map: map.to_owned(),
         message: message.unwrap_or_default(),
     }
 }
