@@ -135,23 +135,22 @@ fn elements_refused_are_named() {
         return;
     }
     let _leaks = LeakCheck::begin();
-    for map_type in [MapType::HASH, MapType::LPM_TRIE] {
-        let map = create(map_type, 8, 4, 10);
-        let key = |n: u8| [32, 0, 0, 0, 10, 0, 0, n];
-        map.update(&key(2), &[0; 4]).unwrap();
-        let keys: Vec<u8> = (0..5).flat_map(key).collect();
-        let err = map
-            .update_many(&keys, &[1; 20], ElemFlags::NOEXIST)
-            .unwrap_err();
-        let MapError::Access { source, .. } = &err else {
-            panic!("{err}");
-        };
-        assert!(source.is(Errno::EEXIST), "{err}");
-        assert!(source.to_string().contains("element 2"), "{err}");
-        assert_eq!(all(&map).len(), 3);
-        let err = map.update_many(&keys, &[1; 19], ElemFlags::empty());
-        assert!(err.unwrap_err().is(Errno::EINVAL));
-    }
+    // Prefixes can be refused for their flags only by kernels of late 2024 on.
+    let map = create(MapType::HASH, 8, 4, 10);
+    let key = |n: u8| [32, 0, 0, 0, 10, 0, 0, n];
+    map.update(&key(2), &[0; 4]).unwrap();
+    let keys: Vec<u8> = (0..5).flat_map(key).collect();
+    let err = map
+        .update_many(&keys, &[1; 20], ElemFlags::NOEXIST)
+        .unwrap_err();
+    let MapError::Access { source, .. } = &err else {
+        panic!("{err}");
+    };
+    assert!(source.is(Errno::EEXIST), "{err}");
+    assert!(source.to_string().contains("element 2"), "{err}");
+    assert_eq!(all(&map).len(), 3);
+    let err = map.update_many(&keys, &[1; 19], ElemFlags::empty());
+    assert!(err.unwrap_err().is(Errno::EINVAL));
 }
 
 #[test]
