@@ -177,6 +177,26 @@ fn load_tail_calls_from_static_initialisers() {
     check("tailcall", &collection, &["tailcall_entry"]);
 }
 
+/// tests/programs/README.md has the table of all kinds of relocations.
+#[test]
+fn load_relocations_that_add_to_their_symbol() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("relocs.bpf.o");
+    let mut options = LoadOptions::default();
+    options.exclude = vec!["relocs_callback".to_owned()];
+    let collection = Collection::load(&object, options).unwrap();
+    let programs = ["relocs_offsets", "relocs_static_initialisers"];
+    check("relocs", &collection, &programs);
+    if !require(&CALLBACKS) {
+        return;
+    }
+    let collection = load_alone(&object, "relocs_callback").unwrap();
+    check("relocs", &collection, &["relocs_callback"]);
+}
+
 #[test]
 fn load_callbacks() {
     if !require(&CALLBACKS) {

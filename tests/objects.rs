@@ -41,6 +41,12 @@ const KERNEL_VARIABLES: Feature = Feature::new("bpf_this_cpu_ptr", 5, 10)
 /// Functions of modules for programs, and a module with some.
 const MODULE_FUNCTIONS: Feature = Feature::new("bpf_skb_ct_lookup", 6, 0)
     .config(&["CONFIG_DEBUG_INFO_BTF_MODULES", "CONFIG_NF_CONNTRACK"]);
+/// Variables of modules; the kernel looks for their addresses, too.
+const MODULE_VARIABLES: Feature = Feature::new("variables of modules", 5, 12).config(&[
+    "CONFIG_DEBUG_INFO_BTF_MODULES",
+    "CONFIG_KALLSYMS_ALL",
+    "CONFIG_NETFILTER_XTABLES",
+]);
 /// Types of the kernel.
 const KERNEL_TYPES: Feature = Feature::new("BTF", 5, 4).config(&["CONFIG_DEBUG_INFO_BTF"]);
 
@@ -396,4 +402,17 @@ fn objects_functions_of_a_module() {
     let _leaks = LeakCheck::begin();
     let collection = load("kfunc_module.bpf.o");
     check("kfunc_module", &collection, &["kfunc_module"]);
+}
+
+#[test]
+fn objects_variables_of_a_module() {
+    if !require(&ROOT) || !require(&MODULE_VARIABLES) {
+        return;
+    }
+    if !Path::new("/sys/kernel/btf/x_tables").exists() {
+        return skip("the x_tables module is not loaded");
+    }
+    let _leaks = LeakCheck::begin();
+    let collection = load("ksyms_module.bpf.o");
+    check("ksyms_module", &collection, &["module_variable"]);
 }

@@ -46,6 +46,33 @@ fn objects_linked_into_one() {
     assert_eq!((variable("li_a_zero"), variable("li_b_zero")), (1, 1));
 }
 
+/// Everything that relocations refer to has moved.
+#[test]
+fn objects_with_all_relocations_linked() {
+    let names = ["globals", "sections", "tailcall", "relocs", "subprogs"];
+    let files = names.map(|name| path(&format!("{name}.bpf.o")));
+    let object = Object::parse(link_objects(&files).unwrap()).unwrap();
+    if !require(&ROOT) || !require(&GLOBAL_FUNCTIONS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let mut options = LoadOptions::default();
+    // Has a test of its own, on kernels with callbacks.
+    options.exclude = vec!["relocs_callback".to_owned()];
+    let collection = Collection::load(&object, options).unwrap();
+    let programs = [
+        "globals_initial",
+        "sections_check",
+        "tailcall_entry",
+        "relocs_offsets",
+        "relocs_static_initialisers",
+        "calls_static",
+        "calls_reordered",
+        "calls_global",
+    ];
+    check("linked", &collection, &programs);
+}
+
 /// Maps by words, which name each other by numbers.
 #[test]
 fn objects_of_old_linked_into_one() {
@@ -90,6 +117,17 @@ fn objects_that_do_not_fit_together() {
     assert_eq!(
         err.to_string(),
         "section license of b is not the same as in a: its contents differ"
+    );
+    // Maps that only their files see, but are looked for by name.
+    let mut again = read("relocs.bpf.o");
+    while let Some(at) = again.windows(9).position(|w| w == b"rl_jumps\0") {
+        again[at..at + 9].copy_from_slice(b"jumps\0\0\0\0");
+    }
+    let tailcall = read("tailcall.bpf.o");
+    let both = static_link(&[("tailcall", &tailcall), ("again", &again)]).unwrap();
+    assert_eq!(
+        Object::parse(both).unwrap_err().to_string(),
+        "map jumps: two maps have this name"
     );
     let member = damaged(&b, b"max_entries\0", b"map_extra\0s\0");
     let err = static_link(&[("a", &a), ("b", &member)]).unwrap_err();

@@ -131,13 +131,14 @@ impl Parser<'_> {
             }
             // clang leaves the variable's offset in BTF at 0; the symbol has it.
             let at = symbols.partition_point(|(name, _)| *name < spec.name.as_str());
-            let place = symbols.get_mut(at).filter(|(name, _)| *name == spec.name);
-            let Some((section, offset)) = place.and_then(|(_, place)| place.take()) else {
-                return Err(bad_map(
-                    &spec.name,
-                    format_args!("defined in BTF, but it has no symbol in section .maps"),
-                ));
+            let place = match symbols.get_mut(at) {
+                Some((name, place)) if *name == spec.name => {
+                    place.take().ok_or("two maps have this name")
+                }
+                _ => Err("defined in BTF, but it has no symbol in section .maps"),
             };
+            let (section, offset) =
+                place.map_err(|what| bad_map(&spec.name, format_args!("{what}")))?;
             self.placed_maps.push(PlacedMap {
                 section,
                 offset,
