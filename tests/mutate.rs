@@ -27,7 +27,7 @@ use ebpf_manager::elf::btf::encode::BtfFeatures;
 use ebpf_manager::elf::btf::ext::BtfExt;
 use ebpf_manager::elf::btf::{Btf, NameQuery};
 use ebpf_manager::elf::core_relo::{Resolver, add_roots, describe};
-use ebpf_manager::elf::{LinkedProgram, Object, ObjectError};
+use ebpf_manager::elf::{LinkedProgram, Object, ObjectError, static_link};
 use ebpf_manager_sys::abi::insn::Insn;
 use measure::bounded;
 use mutation::{Elf, Mutator};
@@ -238,6 +238,37 @@ fn objects_survive_truncation() {
                 }
             }
         }
+    }
+}
+
+/// One of several objects that are linked into one is damaged.
+#[test]
+fn linking_survives_damage() {
+    let read = |name: &str| std::fs::read(testdata(&format!("{name}.bpf.o"))).unwrap();
+    for (first, second) in [
+        ("linked_a", "linked_b"),
+        ("legacy_maps", "legacy"),
+        ("globals", "relocs"),
+    ] {
+        let (good, bytes) = (read(first), read(second));
+        let mut linked = 0;
+        for seed in 0..rounds() * 2 {
+            let mut mutator = Mutator::new(seed);
+            let mut damaged = bytes.clone();
+            let done = mutator.damage(&mut damaged, 0..bytes.len());
+            let given = good.len() + damaged.len();
+            for files in [[&good, &damaged], [&damaged, &good]] {
+                bounded(second, seed, &done, given, || {
+                    let named = files.map(|bytes| ("", bytes.as_slice()));
+                    if let Ok(bytes) = static_link(&named) {
+                        assert!(bytes.len() < 8 * given);
+                        linked += 1;
+                        let _ = Object::parse(bytes);
+                    }
+                });
+            }
+        }
+        assert!(linked > rounds() / 2, "{second}: {linked}");
     }
 }
 

@@ -137,30 +137,3 @@ fn objects_that_do_not_fit_together() {
         "{err}"
     );
 }
-
-#[test]
-fn objects_linked_from_damaged_ones() {
-    let read = |name: &str| std::fs::read(path(name)).unwrap();
-    let (a, b) = (read("linked_a.bpf.o"), read("linked_b.bpf.o"));
-    let mut state = 1_u64;
-    let mut linked = 0;
-    for round in 0..1500 {
-        let mut damaged = b.clone();
-        for _ in 0..=round % 4 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let at = (state >> 33) as usize % damaged.len();
-            damaged[at] = (state >> 17) as u8;
-        }
-        if round % 3 == 0 {
-            damaged.truncate((state >> 40) as usize % b.len());
-        }
-        if let Ok(bytes) = static_link(&[("a", &a), ("b", &damaged)]) {
-            linked += 1;
-            assert!(bytes.len() < 8 * (a.len() + b.len()));
-            let _ = Object::parse(bytes);
-        }
-    }
-    assert!(linked > 100, "{linked}");
-}
