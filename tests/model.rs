@@ -272,12 +272,15 @@ impl Model {
     }
 
     fn stop(&mut self, cleanup: Cleanup) {
+        let keeps = !cleanup.contains(Cleanup::INTERNAL_NOT_PINNED);
         if self.state == State::Declared {
+            if !keeps {
+                self.kept.clear();
+            }
             return;
         }
         let alive = self.is_alive();
         self.state = State::Declared;
-        let keeps = !cleanup.contains(Cleanup::INTERNAL_NOT_PINNED);
         if alive {
             self.kept.remove("");
             self.kept.retain(|name| !self.maps.contains(name));
