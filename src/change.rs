@@ -20,7 +20,7 @@ use crate::start::{detach_error, of_probe};
 use crate::state::{Action, State};
 use crate::stream::{Readers, Stream};
 use crate::turn::Turn;
-use crate::wiring::{MapOptions, MapRoute, TailCall, make_routes};
+use crate::wiring::{MapOptions, MapRoute, Route, TailCall, make_routes};
 
 impl Manager {
     /// Adds a probe for a program that is loaded: the one of the probe's
@@ -46,7 +46,7 @@ impl Manager {
         let mut change = self.inner.change()?;
         let name = probe.program_name();
         let program = change.live.program(&name);
-        let program = program.ok_or_else(|| not_there("program", name))?;
+        let program = program.ok_or_else(|| ManagerError::not_there("program", name))?;
         change.add(probe, program)?;
         change.commit();
         Ok(())
@@ -61,7 +61,7 @@ impl Manager {
         let of = of.into();
         let mut change = self.inner.change()?;
         let program = change.live.probe(&of).and_then(Cell::program);
-        let program = program.ok_or_else(|| not_there("program", of.to_string()))?;
+        let program = program.ok_or_else(|| ManagerError::not_there("program", of.to_string()))?;
         change.add(probe, program)?;
         change.commit();
         Ok(())
@@ -79,7 +79,7 @@ impl Manager {
         let mut change = self.inner.change()?;
         let live = &mut change.live;
         let at = live.probes.iter().position(|cell| *cell.id() == id);
-        let at = at.ok_or_else(|| not_there("probe", id.to_string()))?;
+        let at = at.ok_or_else(|| ManagerError::not_there("probe", id.to_string()))?;
         let removed = live.probes.remove(at);
         live.removed.push(id);
         let result = removed.detach();
@@ -137,7 +137,7 @@ impl Manager {
         options: &MapOptions,
     ) -> Result<Map, ManagerError> {
         let spec = self.map_spec(name);
-        let mut spec = spec.ok_or_else(|| not_there("map", name.to_owned()))?;
+        let mut spec = spec.ok_or_else(|| ManagerError::not_there("map", name.to_owned()))?;
         spec.name = new_name.into();
         self.new_map(&spec, options)
     }
@@ -157,7 +157,10 @@ impl Manager {
         mut stream: Stream,
     ) -> Result<Map, ManagerError> {
         if stream.map() != spec.name || stream.map_type() != spec.map_type {
-            return Err(not_there(kind_of(&stream), stream.map().to_owned()));
+            return Err(ManagerError::not_there(
+                kind_of(&stream),
+                stream.map().to_owned(),
+            ));
         }
         let mut change = self.inner.change()?;
         let mut undo = Undo::default();
@@ -186,7 +189,7 @@ impl Manager {
         stream: Stream,
     ) -> Result<Map, ManagerError> {
         let spec = self.map_spec(name);
-        let mut spec = spec.ok_or_else(|| not_there("map", name.to_owned()))?;
+        let mut spec = spec.ok_or_else(|| ManagerError::not_there("map", name.to_owned()))?;
         stream.map().clone_into(&mut spec.name);
         self.new_buffer(&spec, options, stream)
     }
@@ -200,13 +203,12 @@ impl Manager {
     /// [`ManagerError::State`], [`ManagerError::NotThere`],
     /// [`ManagerError::Route`].
     pub fn update_tail_calls(&self, routes: &[TailCall]) -> Result<(), ManagerError> {
-        let change = self.inner.change()?;
-        let routes = routes.iter().map(|route| route.resolve(&change.live));
-        let routes = routes.collect::<Result<Vec<_>, _>>()?;
-        let mut undo = Undo::default();
-        make_routes(routes, &mut undo)?;
-        undo.forget();
-        Ok(())
+        self.update_routes(&|live, to| {
+            for route in routes {
+                to.push(route.resolve(live)?);
+            }
+            Ok(())
+        })
     }
 
     /// Puts maps into maps of maps: all of them, or none.
@@ -214,9 +216,18 @@ impl Manager {
     /// # Errors
     /// As for [`Manager::update_tail_calls`].
     pub fn update_map_routes(&self, routes: &[MapRoute]) -> Result<(), ManagerError> {
+        self.update_routes(&|live, to| {
+            for route in routes {
+                to.push(route.resolve(live)?);
+            }
+            Ok(())
+        })
+    }
+
+    fn update_routes(&self, resolve: &Resolve<'_>) -> Result<(), ManagerError> {
         let change = self.inner.change()?;
-        let routes = routes.iter().map(|route| route.resolve(&change.live));
-        let routes = routes.collect::<Result<Vec<_>, _>>()?;
+        let mut routes = Vec::new();
+        resolve(&change.live, &mut routes)?;
         let mut undo = Undo::default();
         make_routes(routes, &mut undo)?;
         undo.forget();
@@ -224,15 +235,18 @@ impl Manager {
     }
 
     /// Changes which probes are activated: those that the selectors name are
-    /// attached, others detached. If a selector does not hold then, things are
+    /// attached, others detached: all of them, without selectors. If a selector does not hold then, things are
     /// put back as they were.
     ///
     /// A probe whose program nothing asked for so far needs
     /// [`Builder::keep_specs`](crate::Builder::keep_specs).
     ///
     /// # Errors
-    /// [`ManagerError::State`], [`ManagerError::Selection`],
-    /// [`ManagerError::Attach`].
+    /// [`ManagerError::State`], [`ManagerError::Busy`],
+    /// [`ManagerError::NotThere`] if a selector names a probe that is not
+    /// there; if a selector does not hold, [`ManagerError::Selection`], or of
+    /// one that is a single probe [`ManagerError::Attach`],
+    /// [`ManagerError::NoHook`] or [`ManagerError::Program`].
     pub fn update_activated(&self, selectors: &[Selector]) -> Result<(), ManagerError> {
         let mut change = self.inner.change()?;
         let state = change.turn.before;
@@ -257,7 +271,7 @@ impl Manager {
         let mut change = self.inner.change()?;
         let live = &mut change.live;
         let at = live.probes.iter().position(|cell| *cell.id() == old);
-        let at = at.ok_or_else(|| not_there("probe", old.to_string()))?;
+        let at = at.ok_or_else(|| ManagerError::not_there("probe", old.to_string()))?;
         check_free(live, &new)?;
         if let Some(cell) = live.probes.get_mut(at) {
             let mut probe = Probe::clone(&cell.probe);
@@ -302,9 +316,8 @@ impl Manager {
     }
 }
 
-fn not_there(kind: &'static str, name: String) -> ManagerError {
-    ManagerError::NotThere { kind, name }
-}
+/// Finds the ends of routes.
+type Resolve<'r> = dyn Fn(&Live, &mut Vec<Route>) -> Result<(), ManagerError> + 'r;
 
 /// A change in progress, of a copy of what lookups see.
 struct Change<'m> {
@@ -404,7 +417,7 @@ fn activate(
                 }
             });
             if let Some(name) = unknown {
-                return Err(not_there("probe", name));
+                return Err(ManagerError::not_there("probe", name));
             }
         }
         for cell in &live.probes {

@@ -17,7 +17,7 @@ use crate::state::{Action, State};
 #[non_exhaustive]
 pub enum ManagerError {
     /// The action makes no sense in the manager's state.
-    #[error("cannot {action} a manager that is {state}")]
+    #[error("cannot {action} a manager that is {state}; {} it first", state.before(*action))]
     State {
         /// What was asked.
         action: Action,
@@ -64,7 +64,8 @@ pub enum ManagerError {
     #[error("there is no {kind} {name}")]
     NotThere {
         /// `"probe"`, `"program"` (not loaded), `"map"`, or `"ring buffer"` or
-        /// `"perf buffer"` if a stream is of another map.
+        /// `"perf buffer"` if a stream is of another map, or `"link of probe"`
+        /// for one that is not attached.
         kind: &'static str,
         /// Its name.
         name: String,
@@ -282,6 +283,10 @@ impl ManagerError {
             }
             _ => None,
         }
+    }
+
+    pub(crate) fn not_there(kind: &'static str, name: String) -> ManagerError {
+        ManagerError::NotThere { kind, name }
     }
 
     /// The error of one probe.

@@ -1,7 +1,7 @@
 //! Declarative manager for the whole life of eBPF programs.
 //!
 //! Say what should run, bring it to life, take it down: maps, programs,
-//! attachments and the reader thread are owned by one [`Manager`], every
+//! attachments and reader threads are owned by one [`Manager`], every
 //! failure half-way undoes what was done, and dropping the manager leaves
 //! nothing behind.
 //!
@@ -24,9 +24,20 @@
 //! # }
 //! ```
 //!
-//! The library prints nothing and installs no signal handlers. Its only
-//! thread is the reader (`ebpf-reader`), present while a manager with ring
-//! buffers runs.
+//! The library prints nothing and installs no signal handlers. Its threads:
+//!
+//! - `ebpf-reader` while a manager with streams runs; one more for each stream
+//!   with a thread of its own, and `ebpf-reader-N` for each CPU of a perf
+//!   buffer that is read so;
+//! - `ebpf-verify`, several, while programs are loaded, where that pays
+//!   ([`Builder::load_threads`]);
+//! - `ebpf-closer`, up to 12, while 8 links or more are detached, and from
+//!   [`Manager::stop_within`] until the last link is closed;
+//! - `netns`, for a moment, where something is attached in, looked up in or
+//!   detached from another network namespace.
+//!
+//! On Linux before 5.11 it may raise `RLIMIT_MEMLOCK` for the whole process:
+//! see [`Manager::init`].
 //!
 //! Lower layers are usable on their own: [`bpf`] for live maps, programs and
 //! links without a manager, [`elf`] for object files without a kernel.

@@ -384,6 +384,33 @@ impl VariableRef {
         })
     }
 
+    /// Name in the object.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> usize {
+        let variable = self.collection.variable(&self.name);
+        variable.map_or(0, |variable| variable.size())
+    }
+
+    /// Copies the value to `to`, which must have the variable's size.
+    ///
+    /// # Errors
+    /// As for [`VariableRef::get`].
+    pub fn read(&self, to: &mut [u8]) -> Result<(), MapError> {
+        self.with(|variable| variable.read(to))
+    }
+
+    /// Sets the value; `from` must have the variable's size.
+    ///
+    /// # Errors
+    /// As for [`VariableRef::set`].
+    pub fn write(&self, from: &[u8]) -> Result<(), MapError> {
+        self.with(|variable| variable.write(from))
+    }
+
     /// The value as a plain-data type of the variable's size.
     ///
     /// # Errors

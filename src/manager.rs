@@ -132,6 +132,10 @@ impl Manager {
     /// Loads the object's maps and programs. On failure nothing is left in
     /// the kernel.
     ///
+    /// Linux before 5.11 counts maps and programs as locked memory: if it
+    /// refuses one for that (`EPERM`), `RLIMIT_MEMLOCK` is raised as far as
+    /// may be, for the whole process and for good. Nothing else changes it.
+    ///
     /// # Errors
     /// [`ManagerError::State`], [`ManagerError::Busy`], [`ManagerError::Load`],
     /// [`ManagerError::NoSuch`] if the object lacks something that the
@@ -180,8 +184,10 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::State`] (of a paused manager too: resume it),
     /// [`ManagerError::Busy`], [`ManagerError::Attach`] for a probe that has to
-    /// be there, [`ManagerError::Selection`], [`ManagerError::Route`],
-    /// [`ManagerError::Reader`], [`ManagerError::Thread`].
+    /// be there, [`ManagerError::NoHook`], [`ManagerError::Selection`],
+    /// [`ManagerError::NotThere`] and [`ManagerError::Route`] for routes,
+    /// [`ManagerError::Statistics`], [`ManagerError::Reader`],
+    /// [`ManagerError::Thread`].
     pub fn start(&self) -> Result<(), ManagerError> {
         let mut turn = self.inner.begin(Action::Start)?;
         if !turn.step()? {

@@ -104,7 +104,9 @@ impl Builder {
     }
 
     /// Says which probes are activated and what has to be attached. May be
-    /// said several times; every selector has to hold.
+    /// said several times; every selector has to hold. If it is never said, all
+    /// probes are activated ([`Manager::update_activated`] without selectors
+    /// activates none).
     #[must_use]
     pub fn select(mut self, selector: Selector) -> Builder {
         self.selectors.push(selector);
@@ -391,6 +393,8 @@ impl Builder {
     /// Probes are attached one after the other in any case, in the order of
     /// the declaration: that is the order in which programs of one hook run,
     /// and the kernel attaches most kinds one by one anyway.
+    ///
+    /// 0 is the same as not to set it.
     #[must_use]
     pub fn load_threads(mut self, threads: usize) -> Builder {
         self.threads = threads;
@@ -474,10 +478,7 @@ impl Builder {
             });
         }
         if let Some(name) = unknown {
-            return Err(ManagerError::NotThere {
-                kind: "probe",
-                name,
-            });
+            return Err(ManagerError::not_there("probe", name));
         }
         Ok(Manager::new(self))
     }

@@ -33,6 +33,20 @@ impl From<&str> for ProbeId {
     }
 }
 
+impl From<String> for ProbeId {
+    /// The probe of this function without a uid.
+    fn from(function: String) -> ProbeId {
+        ProbeId::new(function, "")
+    }
+}
+
+impl From<(&str, &str)> for ProbeId {
+    /// The probe of this function and uid.
+    fn from((function, uid): (&str, &str)) -> ProbeId {
+        ProbeId::new(function, uid)
+    }
+}
+
 impl From<&ProbeId> for ProbeId {
     fn from(id: &ProbeId) -> ProbeId {
         id.clone()

@@ -2,12 +2,15 @@
 //! None of these waits for an action in progress.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ebpf_manager_bpf::elf::{MapSpec, ProgramSpec};
-use ebpf_manager_bpf::{Loss, Map, ProgramError, RunStats, TestRun, TestRunResult};
+use ebpf_manager_bpf::{
+    Link, LinkError, Loss, Map, ProgramError, RunStats, TestRun, TestRunResult,
+};
 
 use crate::error::ManagerError;
 use crate::hook::Hook;
@@ -16,6 +19,7 @@ use crate::manager::Manager;
 use crate::options::Dump;
 use crate::outcome::{Outcome, ProbeError};
 use crate::probe::ProbeId;
+use crate::start::of_probe;
 use crate::stream::{Stream, StreamHandle, StreamStats};
 
 impl Manager {
@@ -225,10 +229,7 @@ impl Manager {
         }
         for name in names {
             let map = maps.iter().find(|map| map.name() == *name);
-            let map = map.ok_or_else(|| ManagerError::NotThere {
-                kind: "map",
-                name: (*name).to_owned(),
-            })?;
+            let map = map.ok_or_else(|| ManagerError::not_there("map", (*name).to_owned()))?;
             let dump = self.way(name).ok_or_else(|| ManagerError::Dump {
                 map: (*name).to_owned(),
                 message: "the builder was not told how to write it out".to_owned(),
@@ -348,7 +349,8 @@ impl ProbeRef {
 
     /// Runs its program on `data`, attached or not, with up to `room` bytes of
     /// answer: what the program returned, and what it made of the data.
-    /// Requires at least Linux 4.12.
+    /// Too little room is an error (`ENOSPC`), and some kinds of programs give
+    /// no answer: no room then, 0. Requires at least Linux 4.12, with room 5.0.
     pub fn test(&self, data: &[u8], room: usize) -> Result<(u32, Vec<u8>), ManagerError> {
         let mut out = vec![0; room];
         let result = self.ask(&mut |program| {
@@ -362,8 +364,8 @@ impl ProbeRef {
         Ok((result.retval, out))
     }
 
-    /// Runs its program so many times: what it returned the last time, and
-    /// how long a run took on average.
+    /// Runs its program so many times, 0 is once: what it returned the last
+    /// time, and how long a run took on average. Requires at least Linux 4.12.
     pub fn benchmark(&self, data: &[u8], times: u32) -> Result<(u32, Duration), ManagerError> {
         let result: TestRunResult = self.ask(&mut |program| {
             program.test_run(&mut TestRun {
@@ -376,15 +378,48 @@ impl ProbeRef {
         Ok((result.retval, each))
     }
 
+    /// Starts an iteration of a probe that is attached to an iterator
+    /// ([`Hook::iter`]): what the program writes is what is read. Each call
+    /// starts from the beginning. Requires at least Linux 5.8.
+    ///
+    /// # Errors
+    /// [`ManagerError::NotThere`] if it is not attached, or being detached;
+    /// [`ManagerError::Attach`] if its hook is no iterator.
+    pub fn read_iter(&self) -> Result<File, ManagerError> {
+        self.ask_link(&mut Link::read_iter)
+    }
+
+    /// The kernel's id of what attaches it; `None` for mechanisms without one.
+    /// Requires at least Linux 5.8.
+    ///
+    /// # Errors
+    /// [`ManagerError::NotThere`] if it is not attached, or being detached;
+    /// [`ManagerError::Attach`] if the kernel does not tell.
+    pub fn link_id(&self) -> Result<Option<u32>, ManagerError> {
+        self.ask_link(&mut Link::id)
+    }
+
+    fn ask_link<T>(
+        &self,
+        question: &mut dyn FnMut(&Link) -> Result<T, LinkError>,
+    ) -> Result<T, ManagerError> {
+        // The kernel answers at once.
+        let status = self.cell.status.lock();
+        let Some(link) = &status.link else {
+            return Err(ManagerError::not_there(
+                "link of probe",
+                self.id().to_string(),
+            ));
+        };
+        question(link).map_err(|error| of_probe(&self.cell, error.into()))
+    }
+
     fn ask<T>(
         &self,
         question: &mut dyn FnMut(&ProgramRef) -> Result<T, ProgramError>,
     ) -> Result<T, ManagerError> {
         let Some(program) = self.program() else {
-            return Err(ManagerError::NotThere {
-                kind: "program",
-                name: self.program_name(),
-            });
+            return Err(ManagerError::not_there("program", self.program_name()));
         };
         question(&program).map_err(ManagerError::from)
     }

@@ -39,6 +39,13 @@ pub enum Selector {
     BestEffort(Vec<Selector>),
 }
 
+impl From<&str> for Selector {
+    /// The probe of this function without a uid.
+    fn from(function: &str) -> Selector {
+        Selector::Probe(function.into())
+    }
+}
+
 impl From<ProbeId> for Selector {
     fn from(id: ProbeId) -> Selector {
         Selector::Probe(id)
@@ -263,11 +270,11 @@ mod tests {
     #[test]
     fn renaming_reaches_every_leaf() {
         let mut selector = Selector::all_of([
-            Selector::probe("a"),
+            "a".into(),
             Selector::one_of(probes("a b")),
             Selector::best_effort(probes("a")),
         ]);
-        selector.rename(&"a".into(), &ProbeId::new("a", "two"));
+        selector.rename(&String::from("a").into(), &("a", "two").into());
         assert_eq!(
             selector.to_string(),
             "all of (a (two), one of (a (two), b), best effort (a (two)))"

@@ -142,10 +142,7 @@ impl Manager {
             });
         }
         let Some(cell) = live.probe(id) else {
-            return Err(ManagerError::NotThere {
-                kind: "probe",
-                name: id.to_string(),
-            });
+            return Err(ManagerError::not_there("probe", id.to_string()));
         };
         act(&live, cell)
     }

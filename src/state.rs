@@ -38,6 +38,18 @@ pub enum Action {
     Stop,
 }
 
+impl State {
+    /// What a manager in this state has to do before an action that it refuses.
+    pub(crate) fn before(self, action: Action) -> Action {
+        match (action, self) {
+            (Action::Load | Action::Init, _) | (_, State::Running) => Action::Stop,
+            (_, State::Declared | State::Loaded) => Action::Init,
+            (_, State::Initialised) => Action::Start,
+            (_, State::Paused) => Action::Resume,
+        }
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -128,6 +140,31 @@ pub(crate) const fn step(state: State, action: Action) -> Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_refused_can_be_done_after_what_the_error_names() {
+        for state in [
+            State::Declared,
+            State::Loaded,
+            State::Initialised,
+            State::Running,
+            State::Paused,
+        ] {
+            for action in [
+                Action::Load,
+                Action::Init,
+                Action::Start,
+                Action::Pause,
+                Action::Resume,
+                Action::Change,
+            ] {
+                if step(state, action) == Step::Refuse {
+                    let first = state.before(action);
+                    assert!(matches!(step(state, first), Step::Go(_)), "{state} {first}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn life_goes_round() {

@@ -208,7 +208,7 @@ impl TailCall {
             }
             ProgramTarget::Handle(program) => Ok(program.clone()),
         };
-        let program = program.map_err(|name| not_there("program", &name))?;
+        let program = program.map_err(|name| ManagerError::not_there("program", name))?;
         Ok(Route {
             map: find_map(live, &self.array)?,
             key: self.index.to_ne_bytes().to_vec(),
@@ -270,15 +270,10 @@ impl MapRoute {
     }
 }
 
-fn not_there(kind: &'static str, name: &str) -> ManagerError {
-    let name = name.to_owned();
-    ManagerError::NotThere { kind, name }
-}
-
 fn find_map(live: &Live, name: &str) -> Result<Map, ManagerError> {
     live.map(name)
         .cloned()
-        .ok_or_else(|| not_there("map", name))
+        .ok_or_else(|| ManagerError::not_there("map", name.to_owned()))
 }
 
 /// A route whose ends are found.

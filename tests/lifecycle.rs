@@ -316,7 +316,7 @@ fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
         manager.start(),
         Action::Start,
         State::Declared,
-        "cannot start a manager that is declared",
+        "cannot start a manager that is declared; init it first",
     );
     manager.stop().unwrap();
     manager.init(&attach_object()).unwrap();
@@ -324,14 +324,14 @@ fn actions_in_the_wrong_state_are_refused_and_change_nothing() {
         manager.init(&attach_object()),
         Action::Init,
         State::Initialised,
-        "cannot init a manager that is initialised",
+        "cannot init a manager that is initialised; stop it first",
     );
     manager.start().unwrap();
     refused(
         manager.init(&attach_object()),
         Action::Init,
         State::Running,
-        "cannot init a manager that is running",
+        "cannot init a manager that is running; stop it first",
     );
     manager.stop().unwrap();
     manager.stop().unwrap();

@@ -21,6 +21,7 @@ use ebpf_manager::bpf::{
     LoadOptions, MapFlags, Mechanism, Program, ProgramError, TestRun, Tracing, open_object,
     syscall_function,
 };
+use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -230,6 +231,35 @@ fn links_typed_iterator_is_read() {
         Ok(link) => assert!(read(&link).chunks_exact(4).all(|pid| pid == own)),
         Err(err) => assert!(kernel_version() < (6, 1), "{err}"),
     }
+}
+
+#[test]
+fn links_typed_iterator_is_read_through_a_manager() {
+    if !require(&ITERATOR) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let manager = Manager::builder()
+        .probe(Probe::new("on_task"))
+        .build()
+        .unwrap();
+    let object = ObjectSource::path(testdata("typed.bpf.o"));
+    manager.init(&object).unwrap();
+    let probe = manager.probe("on_task").unwrap();
+    let err = probe.read_iter().unwrap_err();
+    assert_eq!(err.to_string(), "there is no link of probe on_task");
+    manager.start().unwrap();
+    assert!(probe.link_id().unwrap().is_some());
+    let own = std::process::id().to_ne_bytes();
+    for _ in 0..2 {
+        let mut bytes = Vec::new();
+        let mut stream = probe.read_iter().unwrap();
+        std::io::Read::read_to_end(&mut stream, &mut bytes).unwrap();
+        assert!(bytes.chunks_exact(4).any(|pid| pid == own));
+    }
+    manager.stop().unwrap();
+    let err = probe.link_id().unwrap_err();
+    assert!(matches!(err, ManagerError::NotThere { .. }), "{err}");
 }
 
 #[test]

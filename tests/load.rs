@@ -135,6 +135,22 @@ fn load_globals_are_shared_with_user_space() {
 }
 
 #[test]
+fn load_collection_is_taken_apart() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let object = object("globals.bpf.o");
+    let collection = Collection::load(&object, LoadOptions::default()).unwrap();
+    let known = (collection.maps().len(), collection.programs().len());
+    let (maps, programs) = collection.into_parts();
+    assert_eq!((maps.len(), programs.len()), known);
+    // They are open still.
+    assert!(programs.iter().all(|program| program.id().is_ok()));
+    assert!(maps.iter().all(|map| map.id().is_ok()));
+}
+
+#[test]
 fn load_subprograms() {
     if !require(&ROOT) {
         return;

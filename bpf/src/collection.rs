@@ -193,6 +193,10 @@ impl Collection {
     ///
     /// On failure everything created is gone again, pins included.
     ///
+    /// Linux before 5.11 counts maps and programs as locked memory: if it
+    /// refuses one for that (`EPERM`), `RLIMIT_MEMLOCK` is raised as far as
+    /// may be, for the whole process and for good. Nothing else changes it.
+    ///
     /// # Errors
     /// [`LoadError`], naming the map or program. What fails of the programs in
     /// [`LoadOptions::optional`] is in [`Collection::failures`] instead.

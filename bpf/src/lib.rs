@@ -21,8 +21,17 @@
 //! ```
 //!
 //! Everything is owned: dropping a value closes what it holds, and a call that
-//! fails leaves nothing behind. The crate prints nothing, and starts no threads
-//! but those that load programs in parallel and end with the load.
+//! fails leaves nothing behind. The crate prints nothing. Its threads:
+//!
+//! - `ebpf-verify`, several, while programs are loaded, where that pays
+//!   ([`LoadOptions::threads`]);
+//! - `ebpf-closer`, up to 12, while [`Link::detach_all`] detaches 8 links or
+//!   more, and from [`Closing::start`] until the last link is closed;
+//! - `netns`, for a moment, where something is attached in, looked up in or
+//!   detached from another network namespace.
+//!
+//! On Linux before 5.11 it may raise `RLIMIT_MEMLOCK` for the whole process:
+//! see [`Collection::load`].
 #![forbid(unsafe_code)]
 
 mod attach_btf;

@@ -133,12 +133,6 @@ impl PartialEq for Contents {
 }
 
 impl MapSpec {
-    /// True for a map that holds global variables (`.data`, `.rodata`, `.bss`)
-    /// or configuration values (`.kconfig`).
-    pub fn is_global_data(&self) -> bool {
-        self.name.starts_with('.') && self.map_type == MapType::ARRAY && self.max_entries == 1
-    }
-
     /// The content of a global-data map for editing, copied from the object
     /// on first use; `value_size` bytes, zeroed for `.bss`. Of an arena, the
     /// bytes of its variables.

@@ -14,7 +14,6 @@ use crate::errno::{SysError, retry_eintr};
 /// # Errors
 /// `EMFILE` when moving it needs a descriptor and the table is full; the
 /// original is closed then.
-#[allow(dead_code, reason = "used as the call wrappers arrive")]
 pub(crate) fn own(op: &'static str, raw: i64) -> Result<OwnedFd, SysError> {
     // SAFETY: every caller passes the result of a system call that has just
     // returned a new descriptor, which nobody else owns.

@@ -176,6 +176,44 @@ fn clones_have_constants_and_maps_of_their_own() {
 }
 
 #[test]
+fn hook_of_a_clone_runs_the_clone() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let manager = initialised(builder().keep_specs());
+    manager.start().unwrap();
+    manager
+        .clone_program(enter("clone"), ProgramClone::new())
+        .unwrap();
+    manager.add_hook_to(id("clone"), enter("again")).unwrap();
+    let of = |uid: &str| manager.probe(("manage_calls", uid)).unwrap();
+    let (clone, again) = (of("clone"), of("again"));
+    assert_eq!(clone.program_id(), again.program_id());
+    let original = manager.program("manage_calls").unwrap().id();
+    assert_ne!(original.unwrap(), again.program_id().unwrap());
+    assert_ne!(clone.link_id().unwrap(), again.link_id().unwrap());
+    let err = again.read_iter().unwrap_err();
+    assert!(matches!(err, ManagerError::Attach { .. }), "{err}");
+    manager.detach_hook(id("clone")).unwrap();
+    assert_runs(&manager, true);
+    let err = manager.add_hook_to("nope", enter("third")).unwrap_err();
+    assert_eq!(err.to_string(), "there is no program nope");
+
+    let names: Vec<_> = manager.map_specs().into_iter().map(|s| s.name).collect();
+    let maps: Vec<_> = manager.maps().iter().map(|m| m.name().to_owned()).collect();
+    assert_eq!(names, maps);
+    let calls = manager.variable("calls").unwrap();
+    assert_eq!((calls.name(), calls.size()), ("calls", 8));
+    calls.write(&7_u64.to_ne_bytes()).unwrap();
+    let mut bytes = [0; 8];
+    calls.read(&mut bytes).unwrap();
+    assert!(u64::from_ne_bytes(bytes) >= 7);
+    assert!(calls.read(&mut [0; 4]).is_err());
+    manager.stop().unwrap();
+}
+
+#[test]
 fn clone_without_specifications_says_so() {
     if !require(&MANAGE) {
         return;
@@ -461,7 +499,8 @@ fn renamed_probe_is_not_taken_for_a_removed_one() {
     let manager = initialised(
         builder()
             .probe(enter("a"))
-            .probe(enter("b").hook(missing).optional()),
+            .probe(enter("b").hook(missing))
+            .select(Selector::best_effort([id("a").into(), id("b").into()])),
     );
     manager.start().unwrap();
     manager.detach_hook(id("a")).unwrap();

@@ -43,7 +43,8 @@ fn trap_paused_manager_is_not_started() {
     manager.start().unwrap();
     manager.pause().unwrap();
     let err = manager.start().unwrap_err();
-    assert_eq!(err.to_string(), "cannot start a manager that is paused");
+    let says = "cannot start a manager that is paused; resume it first";
+    assert_eq!(err.to_string(), says);
     assert_eq!(manager.state(), State::Paused);
     manager.resume().unwrap();
     assert_runs(&manager, true);

@@ -148,6 +148,9 @@ fn streams_lose_nothing_uncounted() {
         assert_eq!((stats.records, stats.dropped, stats.errors), (seen, 0, 0));
         assert!(stats.peak_bytes > 0 && stats.peak_bytes <= stats.size_bytes);
         assert_eq!(stats.lost, lost.load(Ordering::Relaxed));
+        let per_cpu = manager.stream(map).unwrap().lost_per_cpu();
+        assert_eq!(per_cpu.iter().map(|(_, n)| n).sum::<u64>(), stats.lost);
+        assert!(per_cpu.iter().all(|(_, n)| *n > 0), "{per_cpu:?}");
         if map == "buffers" && common::kernel_version() >= (6, 0) {
             assert_eq!(stats.lost, refused);
         }

@@ -222,13 +222,6 @@ impl PerfBufferReader {
         })
     }
 
-    /// Forgets the peaks.
-    pub fn reset_peaks(&mut self) {
-        for cpu in &mut self.cpus {
-            cpu.counts.peak = 0;
-        }
-    }
-
     /// Takes the rings away from programs: what they write from now on is
     /// refused (`ENOENT`) and counted nowhere. What is in the rings can be
     /// read.
