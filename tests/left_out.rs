@@ -24,6 +24,10 @@ fn sections_that_need_a_feature_are_refused_by_its_name() {
             "legacy-maps",
         ),
         (include_bytes!("programs/struct_ops.bpf.o"), "struct-ops"),
+        (
+            include_bytes!("programs/compilers/jumps.bpf.o"),
+            "jump-tables",
+        ),
     ] {
         match Object::parse(bytes).map(drop) {
             Err(err @ ObjectError::LeftOut { feature, .. }) => {

@@ -249,6 +249,17 @@ fn permission(errno: Errno, need: Need) -> Option<Cure> {
     (errno == Errno::EPERM && need == Need::Tracing && locked).then_some(Cure::Lockdown)
 }
 
+/// The cure for a kernel before `since`.
+#[cold]
+pub(crate) fn needs(feature: &'static str, since: KernelVersion) -> Option<Cure> {
+    let running = KernelVersion::current().ok()?;
+    (running < since).then_some(Cure::KernelTooOld {
+        feature,
+        since,
+        running,
+    })
+}
+
 /// The capability that `need` asks for and the process lacks.
 pub(crate) fn missing_capability(need: Need) -> Option<Cure> {
     let caps = proc::effective_capabilities().ok()?;

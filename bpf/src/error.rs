@@ -178,14 +178,6 @@ pub enum ProgramError {
         /// What is wrong.
         source: CoreError,
     },
-    /// The map for a jump table of the program could not be made.
-    #[error("program {program}: its jump table: {source}")]
-    JumpTable {
-        /// C function name.
-        program: String,
-        /// What went wrong.
-        source: Box<MapError>,
-    },
     /// A patcher refused the program, or asked for a change that cannot be
     /// made.
     #[error("program {program}: {source}")]
@@ -198,7 +190,8 @@ pub enum ProgramError {
     /// The verifier or the kernel refused the program.
     #[error(transparent)]
     Rejected(Box<Rejection>),
-    /// An operation on a loaded program failed.
+    /// An operation on a loaded program failed, or the map for a jump table
+    /// could not be made.
     #[error("program {program}: {source}{}", hint(cure.as_ref()))]
     Operation {
         /// C function name.
@@ -315,7 +308,6 @@ impl ProgramError {
                 source: KernelBtfError::Read { source, .. },
                 ..
             } => source.is(errno),
-            ProgramError::JumpTable { source, .. } => source.is(errno),
             _ => false,
         }
     }
@@ -329,7 +321,6 @@ impl ProgramError {
                 source: KernelBtfError::Read { cure, .. },
                 ..
             } => cure.as_ref(),
-            ProgramError::JumpTable { source, .. } => source.cure(),
             _ => None,
         }
     }

@@ -170,10 +170,7 @@ impl Map {
         let memory = MapMemory::arena(&fd, spec.map_extra).map_err(fail)?;
         if let Some(contents) = spec.contents.as_slice() {
             memory.write(0, contents).map_err(|source| {
-                fail(match source.errno() {
-                    Errno::ERANGE => source.with_detail("the arena is too small for its variables"),
-                    _ => source,
-                })
+                fail(source.with_detail("the arena is too small for its variables"))
             })?;
         }
         Ok(Map {

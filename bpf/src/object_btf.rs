@@ -1,13 +1,11 @@
 //! Giving the kernel an object's BTF, newest dialect first.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use ebpf_manager_elf::Object;
 use ebpf_manager_elf::btf::encode::BtfFeatures;
 use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::bpf::{self as sys, BtfLoad, Log};
-use ebpf_manager_sys::proc::KernelVersion;
 
 use crate::cure::{self, Need};
 use crate::error::LoadError;
@@ -68,9 +66,6 @@ const NOVELTIES: [(BtfFeatures, Loss); 7] = [
     ),
 ];
 
-/// The features this kernel accepted last; a hint where to start.
-static KNOWN: AtomicU32 = AtomicU32::new(u32::MAX);
-
 /// Loads the object's BTF; `None` if it has none or the kernel takes none at
 /// all (before 4.18). Also says what had to be left out.
 pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), LoadError> {
@@ -79,12 +74,14 @@ pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), Load
             .btf_for_kernel(features)
             .map_err(|source| LoadError::Object { path: None, source })
     };
-    let mut features = BtfFeatures::from_bits_truncate(KNOWN.load(Ordering::Relaxed));
+    // What the kernel refused last time says nothing: an object's types may be
+    // at fault, in a way that goes with one of the features.
+    let mut features = BtfFeatures::all();
     let Some(mut bytes) = encode(features)? else {
         return Ok((None, Vec::new()));
     };
     let first = match try_load(&bytes) {
-        Ok(fd) => return Ok((Some(fd), losses(object, features)?)),
+        Ok(fd) => return Ok((Some(fd), Vec::new())),
         Err(err) => err,
     };
     let missing = cure::missing_capability(Need::Bpf);
@@ -110,23 +107,10 @@ pub(crate) fn load(object: &Object) -> Result<(Option<OwnedFd>, Vec<Loss>), Load
         }
         bytes = next;
         if let Ok(fd) = try_load(&bytes) {
-            KNOWN.store(lasting(features).bits(), Ordering::Relaxed);
             return Ok((Some(fd), losses(object, features)?));
         }
     }
     explain(&full)
-}
-
-/// What to start with next time: an object may be refused with features that
-/// the kernel has, for a fault of its own that goes with one of them.
-fn lasting(accepted: BtfFeatures) -> BtfFeatures {
-    let Ok(running) = KernelVersion::current() else {
-        return BtfFeatures::all();
-    };
-    let had = NOVELTIES.iter().filter(|(_, loss)| {
-        KernelVersion::from_text(loss.since, "", b"").is_some_and(|since| since <= running)
-    });
-    had.fold(accepted, |features, (feature, _)| features | *feature)
 }
 
 fn try_load(bytes: &[u8]) -> Result<OwnedFd, SysError> {

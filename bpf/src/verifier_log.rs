@@ -131,24 +131,18 @@ fn is_statistic(line: &str) -> bool {
 /// Source lines (`; x = y`) and register dumps that stand between
 /// instructions.
 fn is_annotation(line: &str) -> bool {
-    let state = match line.split_once(": ") {
-        Some((number, state)) if number.bytes().all(|b| b.is_ascii_digit()) => state,
-        _ => line,
-    };
     line.starts_with(';')
         || line.starts_with("from ")
-        || is_register(state)
+        || is_state(line)
         || line.starts_with("arg#")
         || line.starts_with("func#")
 }
 
-/// `R1=ctx()`, `R0_w=1`; not `R1 invalid mem access`, which is a reason.
-fn is_register(state: &str) -> bool {
-    let Some(number) = state.strip_prefix('R') else {
-        return false;
-    };
-    let rest = number.trim_start_matches(|c: char| c.is_ascii_digit());
-    rest.len() < number.len() && rest.starts_with(['=', '_'])
+/// `R1=ctx()`, `11: R0_w=1`; not `R1 invalid mem access`, which is a reason.
+fn is_state(line: &str) -> bool {
+    let mut rest = line.bytes();
+    let first = rest.find(|b| !matches!(b, b'0'..=b'9' | b':' | b' '));
+    first == Some(b'R') && matches!(rest.find(|b| !b.is_ascii_digit()), Some(b'=' | b'_'))
 }
 
 impl fmt::Display for VerifierLog {

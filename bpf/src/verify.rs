@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use ebpf_manager_elf::LinkedProgram;
 use ebpf_manager_elf::core_relo::Poison;
+use ebpf_manager_sys::bpf::MapFd;
 use ebpf_manager_sys::{proc, signal, thread};
 
 use crate::error::ProgramError;
-use crate::map::Map;
 use crate::program::Program;
 
 /// A program that is ready for the kernel.
@@ -29,7 +29,7 @@ pub(crate) struct Prepared {
     /// CO-RE relocations that are left to the kernel, as it takes them.
     pub(crate) core_relos: Vec<u8>,
     /// Its jump tables, which the program holds once it is loaded.
-    pub(crate) jump_tables: Vec<Map>,
+    pub(crate) jump_tables: Vec<MapFd>,
 }
 
 /// What became of a program; `None` if it was not tried, because one that is

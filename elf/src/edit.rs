@@ -512,7 +512,7 @@ impl<'p> ProgramEditor<'p> {
                 ("extern", index, object.externs().len())
             }
             Reference::Symbol(FixupTarget::JumpTable(index)) => {
-                ("jump table", index, object.jump_tables.len())
+                ("jump table", index, self.program.jump_tables.len())
             }
         };
         if (index as usize) < count {

@@ -45,7 +45,7 @@ pub use ebpf_manager_sys::abi::insn;
 pub use error::ObjectError;
 pub use externs::{ConfigType, ExternKind, KernelConfig};
 pub use image::Bytes;
-pub use link::{Fixup, FixupTarget, JumpTable, LinkedCoreRelo, LinkedProgram, Linker};
+pub use link::{Fixup, FixupTarget, LinkedCoreRelo, LinkedProgram, Linker};
 pub use object::Object;
 pub use reach::reachable;
 pub use spec::{

@@ -14,7 +14,7 @@ use ebpf_manager_sys::abi::pod::slice_bytes_mut;
 use crate::btf::Btf;
 use crate::btf::ext::{Block, CoreRelo, Table};
 use crate::error::{Fault, ObjectError, malformed};
-use crate::object::{INSN_SIZE, Object, Target};
+use crate::object::{Function, INSN_SIZE, Object, Target};
 use crate::sort::sort;
 use crate::spec::ProgramSpec;
 
@@ -44,9 +44,10 @@ pub struct LinkedProgram {
     /// CO-RE relocations: the instruction here, and the record in the
     /// object's `.BTF.ext`.
     pub core_relos: Vec<LinkedCoreRelo>,
-    /// Where indirect jumps may go: the tables that [`LinkedProgram::fixups`]
-    /// name, by number.
-    pub jump_tables: Vec<JumpTable>,
+    /// Where indirect jumps (`gotox`) may go, as clang 22 and later make them
+    /// of large `switch` statements: for each table, and each entry of it, the
+    /// index in [`LinkedProgram::insns`]. Requires at least Linux 6.19.
+    pub jump_tables: Vec<Vec<u32>>,
     /// Functions in the order they are laid out.
     pub(crate) placed: Vec<Placed>,
     /// While it is linked, by function of the object: its first instruction
@@ -93,20 +94,10 @@ pub enum FixupTarget {
     /// [`Object::externs`]; constants that were set are in place already.
     Extern(u32),
     /// The descriptor of a map of type `INSN_ARRAY`, frozen and the program's
-    /// own, that holds the [`JumpTable`] of this number. The offset is in the
-    /// instruction already.
+    /// own, that holds the table of this index in
+    /// [`LinkedProgram::jump_tables`]. The offset is in the instruction
+    /// already.
     JumpTable(u32),
-}
-
-/// The table of an indirect jump (`gotox`), as clang 22 and later make them of
-/// large `switch` statements. Requires at least Linux 6.19.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JumpTable {
-    /// Number of the table in the object.
-    pub number: u32,
-    /// For each entry the instruction it leads to: an index in
-    /// [`LinkedProgram::insns`].
-    pub targets: Vec<u32>,
 }
 
 impl LinkedProgram {
@@ -120,14 +111,6 @@ impl LinkedProgram {
         self.placed.clear();
         self.func_info_rec_size = 0;
         self.line_info_rec_size = 0;
-    }
-
-    /// The jump table of this number.
-    pub fn jump_table(&self, number: u32) -> Option<&JumpTable> {
-        let found = self
-            .jump_tables
-            .binary_search_by_key(&number, |table| table.number);
-        self.jump_tables.get(found.ok()?)
     }
 
     /// The function and its own instruction that an instruction of the whole
@@ -312,41 +295,30 @@ impl<'o> Linker<'o> {
             self.resolve(program.function, placed, out)?;
             next += 1;
         }
-        self.place_jump_tables(out)
+        Ok(())
     }
 
-    /// Moves the jump tables in use with the functions that use them.
-    fn place_jump_tables(&self, out: &mut LinkedProgram) -> Result<(), Fault> {
-        let uses = out.fixups.iter().filter_map(|fixup| match fixup.target {
-            FixupTarget::JumpTable(number) => Some((number, fixup.insn)),
-            _ => None,
-        });
-        let mut uses: Vec<_> = uses.collect();
-        sort(&mut uses, |a, b| a < b);
-        uses.dedup_by_key(|(number, _)| *number);
-        for (number, insn) in uses {
-            let placed = out.locate(insn).and_then(|(at, _)| out.placed.get(at));
-            let function = placed.and_then(|p| self.object.functions.get(p.function as usize));
-            let table = self.object.jump_tables.get(number as usize);
-            let (Some(placed), Some(function), Some(table)) = (placed, function, table) else {
-                continue;
-            };
-            let targets = table.targets.iter().map(|target| {
-                let distance = target.checked_sub(function.start);
-                distance
-                    .filter(|distance| *distance < function.len)
-                    .map(|distance| placed.start + distance)
-                    .ok_or_else(|| {
-                        malformed(format_args!(
-                            "a jump table of function {} leads out of it",
-                            function.name
-                        ))
-                    })
-            });
-            let targets = targets.collect::<Result<_, _>>()?;
-            out.jump_tables.push(JumpTable { number, targets });
+    /// Where the entries of a jump table lead in a function that is placed.
+    fn jump_table(
+        &self,
+        source: &Function,
+        placed: Placed,
+        range: Range<usize>,
+    ) -> Option<Vec<u32>> {
+        let tables = self.object.bytes().as_slice();
+        let tables = tables.get(self.object.jump_targets.clone())?;
+        let (words, _) = tables.get(range)?.as_chunks();
+        let mut targets = Vec::with_capacity(words.len());
+        for word in words {
+            // One that is no multiple comes out too large.
+            let word = u64::from_ne_bytes(*word);
+            let insn = word.rotate_right(3).wrapping_sub(source.start.into());
+            if insn >= source.len.into() {
+                return None;
+            }
+            targets.push(placed.start + insn as u32);
         }
-        Ok(())
+        Some(targets)
     }
 
     /// Name of a function of a linked program.
@@ -459,13 +431,21 @@ impl<'o> Linker<'o> {
                     }
                     FixupTarget::MapValue(map)
                 }
-                Target::JumpTable { table, offset } => {
+                Target::JumpTable { .. } if !cfg!(feature = "jump-tables") => continue,
+                Target::JumpTable { start, len } => {
+                    let range = start as usize..start as usize + len as usize;
+                    let Some(targets) = self.jump_table(source, placed, range) else {
+                        return Err(malformed(format_args!(
+                            "a jump table of function {} leads out of it",
+                            source.name
+                        )));
+                    };
+                    out.jump_tables.push(targets);
                     if let Some([first, second]) = out.insns.get_mut(at..at + 2) {
                         first.set_src(pseudo::MAP_VALUE);
-                        first.imm = 0;
-                        second.imm = offset as i32;
+                        second.imm = std::mem::take(&mut first.imm);
                     }
-                    FixupTarget::JumpTable(table)
+                    FixupTarget::JumpTable(out.jump_tables.len() as u32 - 1)
                 }
                 Target::Extern(index) => {
                     if wide && let Some(value) = self.object.constant(index, program) {

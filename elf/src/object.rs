@@ -62,7 +62,8 @@ pub struct Object {
     pub(crate) constants: Vec<Constant>,
     pub(crate) config_map: Option<usize>,
     data_sections: Vec<DataSection>,
-    pub(crate) jump_tables: Vec<JumpTable>,
+    /// Bytes of the file that are `.jumptables`.
+    pub(crate) jump_targets: Range<usize>,
     license: Option<String>,
     kernel_version: Option<u32>,
     btf: Option<Bytes>,
@@ -127,8 +128,8 @@ pub(crate) enum Target {
     Address(u32),
     /// An undefined symbol, by index into the externs.
     Extern(u32),
-    /// A byte of a jump table, by index.
-    JumpTable { table: u32, offset: u32 },
+    /// A jump table: where it is in `Object::jump_targets`, in bytes.
+    JumpTable { start: u32, len: u32 },
 }
 
 /// A section of global variables, which is also a map.
@@ -136,15 +137,6 @@ pub(crate) enum Target {
 struct DataSection {
     map: u32,
     size: u32,
-}
-
-/// Where the indirect jumps of a function may go.
-#[derive(Clone, Debug)]
-pub(crate) struct JumpTable {
-    /// Byte of its section that it starts at.
-    start: u32,
-    /// Instructions, counted from the start of the function's section.
-    pub(crate) targets: Vec<u32>,
 }
 
 impl Object {

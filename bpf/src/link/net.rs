@@ -8,12 +8,12 @@ use ebpf_manager_sys::abi::info::{ProgInfo, name_str};
 use ebpf_manager_sys::bpf::{
     self as sys, LinkCreate, LinkOptions, ObjectKind, QueryBuffers, Relative, Target,
 };
-use ebpf_manager_sys::proc::KernelVersion;
 use ebpf_manager_sys::{Errno, SysError};
 
 use super::interface::{Interface, NetNamespace};
 use super::{Link, Mechanism};
-use crate::cure::{self, Cure, Need};
+pub(super) use crate::cure::needs;
+use crate::cure::{self, Need};
 use crate::error::LinkError;
 use crate::program::Program;
 
@@ -248,17 +248,6 @@ pub(super) fn refused(
         tried,
         cure,
     }
-}
-
-/// The cure for a kernel before `since`.
-#[cold]
-pub(super) fn needs(feature: &'static str, since: KernelVersion) -> Option<Cure> {
-    let running = KernelVersion::current().ok()?;
-    (running < since).then_some(Cure::KernelTooOld {
-        feature,
-        since,
-        running,
-    })
 }
 
 /// Every way was refused; `holder` is the program in the way, if there is one.

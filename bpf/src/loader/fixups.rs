@@ -4,8 +4,10 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use ebpf_manager_elf::{FixupTarget, LinkedProgram, Object};
 use ebpf_manager_sys::abi::insn::Insn;
+use ebpf_manager_sys::bpf::MapFd;
 
 use super::entry::Entry;
+use super::jumps::{make_jump_table, refused};
 use crate::error::ProgramError;
 use crate::externs::Externs;
 use crate::map::Map;
@@ -17,9 +19,10 @@ pub(super) fn apply_fixups(
     externs: &Externs<'_>,
     entry: &Entry<'_>,
     maps: &[Option<Map>],
-    jump_tables: &[Map],
+    jump_tables: &mut Vec<MapFd>,
     linked: &mut LinkedProgram,
 ) -> Result<(), ProgramError> {
+    jump_tables.clear();
     let descriptor = |index: usize| entry.map(maps, index).map(|m| m.as_fd().as_raw_fd());
     let config = object.config_map().and_then(descriptor).unwrap_or(-1);
     for fixup in &linked.fixups {
@@ -33,12 +36,16 @@ pub(super) fn apply_fixups(
                     }
                 }
             }
-            FixupTarget::JumpTable(number) => {
-                let tables = &linked.jump_tables;
-                let table = tables.binary_search_by_key(&number, |table| table.number);
-                let map = table.ok().and_then(|index| jump_tables.get(index));
-                if let (Some(map), Some(word)) = (map, linked.insns.get_mut(fixup.insn as usize)) {
-                    word.imm = map.as_fd().as_raw_fd();
+            FixupTarget::JumpTable(index) => {
+                if cfg!(feature = "jump-tables")
+                    && let Some(table) = linked.jump_tables.get(index as usize)
+                {
+                    let map = make_jump_table(table, &mut linked.insns);
+                    let map = map.map_err(|err| refused(&entry.spec.name, err))?;
+                    if let Some(word) = linked.insns.get_mut(fixup.insn as usize) {
+                        word.imm = map.as_fd().as_raw_fd();
+                    }
+                    jump_tables.push(map);
                 }
             }
             FixupTarget::Extern(index) => {

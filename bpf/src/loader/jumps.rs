@@ -1,14 +1,13 @@
 //! The maps of jump tables, in which `gotox` looks up where it goes.
 
-use ebpf_manager_elf::{JumpTable, LinkedProgram, MapSpec, ProgramSpec};
-use ebpf_manager_sys::Errno;
-use ebpf_manager_sys::abi::bpf::MapType;
+use ebpf_manager_sys::SysError;
+use ebpf_manager_sys::abi::bpf::{ElemFlags, MapType};
 use ebpf_manager_sys::abi::insn::{Insn, JA32};
+use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd};
 use ebpf_manager_sys::proc::KernelVersion;
 
-use crate::cure::Cure;
-use crate::error::{MapError, ProgramError};
-use crate::map::Map;
+use crate::cure::needs;
+use crate::error::ProgramError;
 
 /// First version with indirect jumps.
 const SINCE: KernelVersion = KernelVersion::new(6, 19, 0);
@@ -17,47 +16,29 @@ const SINCE: KernelVersion = KernelVersion::new(6, 19, 0);
 /// counts, what the verifier and the JIT make of it, and four more.
 const VALUE_SIZE: usize = 16;
 
-/// Makes a map of each jump table of a program. The kernel takes each for one
-/// program only, and only when nothing can change it any more.
-pub(super) fn make_jump_tables(
-    spec: &ProgramSpec,
-    linked: &mut LinkedProgram,
-    out: &mut Vec<Map>,
-) -> Result<(), ProgramError> {
-    out.clear();
-    for table in &linked.jump_tables {
-        // The verifier leaves out jumps to what follows, and up to Linux 7.2
-        // forgets entries that lead to one: a program that takes such an entry
-        // jumps to address 0. It does not leave out the long form.
-        for target in &table.targets {
-            let insn = linked.insns.get_mut(*target as usize);
-            if let Some(insn) = insn.filter(|insn| **insn == Insn::jump(0)) {
-                *insn = Insn::new(JA32, 0, 0, 0, 0);
-            }
-        }
-        let map = make(table).map_err(|source| ProgramError::JumpTable {
-            program: spec.name.clone(),
-            source: Box::new(source),
-        })?;
-        out.push(map);
-    }
-    Ok(())
-}
-
-fn make(table: &JumpTable) -> Result<Map, MapError> {
-    let map = Map::create(&MapSpec {
-        name: ".jumptables".to_owned(),
+/// Makes the map of a jump table. The kernel takes it for one program only, and
+/// only when nothing can change it any more.
+#[cold]
+pub(super) fn make_jump_table(table: &[u32], insns: &mut [Insn]) -> Result<MapFd, SysError> {
+    let map = sys::map_create(&MapCreate {
+        name: ".jumptables",
         map_type: MapType::INSN_ARRAY,
         key_size: 4,
         value_size: VALUE_SIZE as u32,
-        max_entries: table.targets.len() as u32,
-        ..MapSpec::default()
-    });
-    let map = map.map_err(explain)?;
-    for (key, target) in (0_u32..).zip(&table.targets) {
+        max_entries: table.len() as u32,
+        ..MapCreate::default()
+    })?;
+    for (key, target) in (0_u32..).zip(table) {
+        // The verifier leaves out jumps to what follows, and up to Linux 7.2
+        // forgets entries that lead to one: a program that takes such an entry
+        // jumps to address 0. It does not leave out the long form.
+        let insn = insns.get_mut(*target as usize);
+        if let Some(insn) = insn.filter(|insn| **insn == Insn::jump(0)) {
+            *insn = Insn::new(JA32, 0, 0, 0, 0);
+        }
         let mut value = [0; VALUE_SIZE];
         value[..4].copy_from_slice(&target.to_ne_bytes());
-        map.update(&key.to_ne_bytes(), &value)?;
+        map.update(&key.to_ne_bytes(), &value, ElemFlags::empty())?;
     }
     map.freeze()?;
     Ok(map)
@@ -65,17 +46,10 @@ fn make(table: &JumpTable) -> Result<Map, MapError> {
 
 /// Older kernels do not know the type of map.
 #[cold]
-fn explain(mut err: MapError) -> MapError {
-    if let MapError::Create { source, cure, .. } = &mut err
-        && source.is(Errno::EINVAL)
-        && let Ok(running) = KernelVersion::current()
-        && running < SINCE
-    {
-        *cure = Some(Cure::KernelTooOld {
-            feature: "a jump table",
-            since: SINCE,
-            running,
-        });
+pub(super) fn refused(program: &str, source: SysError) -> ProgramError {
+    ProgramError::Operation {
+        program: program.to_owned(),
+        source,
+        cure: needs("a jump table", SINCE),
     }
-    err
 }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use super::Loader;
 use super::entry::Entry;
 use super::fixups::{apply_fixups, explain_skipped};
-use super::jumps::make_jump_tables;
 use crate::collection::ProgramCopy;
 use crate::core::{self, CoreRelocator};
 use crate::error::{LoadError, ProgramError};
@@ -65,8 +64,14 @@ impl Loader<'_> {
                         source,
                     })?;
             }
-            make_jump_tables(spec, linked, &mut program.jump_tables)?;
-            apply_fixups(object, externs, entry, maps, &program.jump_tables, linked)?;
+            apply_fixups(
+                object,
+                externs,
+                entry,
+                maps,
+                &mut program.jump_tables,
+                linked,
+            )?;
             core.hand_over(linked, &mut program.core_relos);
             relocating += start.elapsed();
             Ok(())

@@ -7,7 +7,7 @@ use ebpf_manager_sys::abi::insn::Insn;
 
 use super::code::{Code, Jump, Reference, function_reference, is_second, jump_of};
 use super::{PatchError, ProgramEditor};
-use crate::link::{Fixup, FixupTarget, JumpTable, LinkedProgram, Placed};
+use crate::link::{Fixup, FixupTarget, LinkedProgram, Placed};
 use crate::sort::sort;
 
 /// A change that waits to be applied.
@@ -53,12 +53,15 @@ const GONE: u32 = u32::MAX;
 /// Gone, and jumps to it land on other code.
 const REPLACED: u32 = u32::MAX - 1;
 
+/// The new program, the fixups of inserted code, and the jump tables.
+type Arranged = (Layout, Vec<Fixup>, Vec<Vec<u32>>);
+
 /// Lays the program out with these changes.
 pub(super) fn arrange(
     editor: &ProgramEditor<'_>,
     edits: &[Edit],
     prune: bool,
-) -> Result<(Layout, Vec<Fixup>, Vec<JumpTable>), PatchError> {
+) -> Result<Arranged, PatchError> {
     let pieces = pieces(editor, edits)?;
     let live = live(editor, &pieces, prune);
     let mut layout = Layout::new(editor, &pieces, &live)?;
@@ -265,25 +268,25 @@ impl Layout {
         Ok(fixups)
     }
 
-    /// The jump tables still in use, with their targets where they are now.
-    fn jump_tables(&self, editor: &ProgramEditor<'_>) -> Result<Vec<JumpTable>, PatchError> {
-        let mut tables = Vec::new();
-        for table in &editor.program.jump_tables {
-            let mut fixups = editor.program.fixups.iter();
-            let user = fixups.find(|fixup| {
-                let spot = self.spots.get(fixup.insn as usize);
-                fixup.target == FixupTarget::JumpTable(table.number)
-                    && spot.is_some_and(|spot| spot.own < REPLACED)
-            });
-            let Some(&Fixup { insn: at, .. }) = user else {
+    /// The jump tables with their targets where they are now; those that are
+    /// not in use any more are empty.
+    fn jump_tables(&self, editor: &ProgramEditor<'_>) -> Result<Vec<Vec<u32>>, PatchError> {
+        let mut tables = vec![Vec::new(); editor.program.jump_tables.len()];
+        for fixup in &editor.program.fixups {
+            let FixupTarget::JumpTable(index) = fixup.target else {
                 continue;
             };
-            let targets = table.targets.iter();
-            let targets = targets.map(|target| self.landing(editor, at, *target));
-            tables.push(JumpTable {
-                number: table.number,
-                targets: targets.collect::<Result<_, _>>()?,
-            });
+            let (at, index) = (fixup.insn, index as usize);
+            let gone = |spot: &Spot| spot.own >= REPLACED;
+            let old = editor.program.jump_tables.get(index);
+            let (Some(old), Some(new)) = (old, tables.get_mut(index)) else {
+                continue;
+            };
+            if self.spots.get(at as usize).is_none_or(gone) {
+                continue;
+            }
+            let targets = old.iter().map(|target| self.landing(editor, at, *target));
+            *new = targets.collect::<Result<_, _>>()?;
         }
         Ok(tables)
     }

@@ -32,10 +32,8 @@ pub(super) struct Parser<'d> {
     pub(super) legacy_maps: Vec<usize>,
     /// Sections of kernel structures, ascending.
     pub(super) struct_ops: Vec<OpsSection<'d>>,
-    /// ELF section index and bytes of `.jumptables`.
-    pub(super) jump_tables: Option<(usize, &'d [u8])>,
-    /// Offset and size of the symbols in it.
-    pub(super) jump_symbols: Vec<(u64, u64)>,
+    /// ELF section index of `.jumptables`.
+    pub(super) jump_tables: Option<usize>,
     /// Contents of the section for variables in an arena.
     pub(super) arena_data: Option<Bytes>,
     /// Symbols of all sections of maps.
@@ -86,7 +84,7 @@ impl<'d> Parser<'d> {
                 constants: Vec::new(),
                 config_map: None,
                 data_sections: Vec::new(),
-                jump_tables: Vec::new(),
+                jump_targets: 0..0,
                 license: None,
                 kernel_version: None,
                 btf: None,
@@ -101,7 +99,6 @@ impl<'d> Parser<'d> {
             legacy_maps: Vec::new(),
             struct_ops: Vec::new(),
             jump_tables: None,
-            jump_symbols: Vec::new(),
             arena_data: None,
             map_symbols: Vec::new(),
             placed_maps: Vec::new(),
@@ -114,7 +111,6 @@ impl<'d> Parser<'d> {
         self.read_symbols()?;
         let declarations = self.read_btf()?;
         self.read_legacy_maps()?;
-        self.read_jump_tables()?;
         self.join_arena()?;
         sort(&mut self.placed_maps, |a, b| {
             (a.section, a.offset) < (b.section, b.offset)

@@ -8,7 +8,6 @@ use object::read::{SectionIndex, SymbolIndex};
 use object::{NativeEndian, elf};
 
 use super::file::{E, bad};
-use super::jumps::JUMP_TABLES;
 use super::parser::{Parser, lookup};
 use super::{INSN_SIZE, Reloc, SECTION, Target};
 use crate::error::{Fault, bad_relocation};
@@ -68,8 +67,7 @@ impl<'d> Parser<'d> {
             let name = self.symbol_name(symbol)?;
             if symbol.st_shndx(E) == elf::SHN_COMMON {
                 return Err(fault(format_args!(
-                    "refers to {name}, which has no section yet: initialise it, or compile with \
-                     -fno-common as clang 11 and later do"
+                    "refers to {name}, a tentative definition: compile with -fno-common"
                 )));
             }
             if name.is_empty() {
@@ -140,13 +138,11 @@ impl<'d> Parser<'d> {
                 offset: offset as u32,
             });
         }
-        if self.holds_jumps(target_section) {
-            return match byte(insn.imm).and_then(|o| self.jump_table_at(o)) {
-                Some(target) => reloc(target),
-                None => Err(fault(format_args!(
-                    "refers to a place in {JUMP_TABLES} where no jump table is"
-                ))),
-            };
+        if cfg!(feature = "jump-tables")
+            && self.jump_tables == Some(target_section)
+            && let Some(target) = self.jump_table(symbol)?
+        {
+            return reloc(target);
         }
         let header = self
             .sections
@@ -162,7 +158,7 @@ impl<'d> Parser<'d> {
             };
         }
         Err(fault(format_args!(
-            "refers to section {name}, which holds neither code, data nor maps"
+            "refers to section {name}, which holds no code, data, map or jump table there"
         )))
     }
 

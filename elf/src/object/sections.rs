@@ -162,8 +162,11 @@ impl<'d> Parser<'d> {
                     }
                 }
                 Role::JumpTables => {
-                    let range = self.range(name, header)?;
-                    self.jump_tables = Some((index, self.data.get(range).unwrap_or_default()));
+                    if !cfg!(feature = "jump-tables") {
+                        return Err(left_out(name, "jump-tables"));
+                    }
+                    self.object.jump_targets = self.range(name, header)?;
+                    self.jump_tables = Some(index);
                 }
                 Role::StructOps => {
                     let range = self.range(name, header)?;

@@ -64,9 +64,6 @@ impl<'d> Parser<'d> {
                     size: symbol.st_size(E),
                     name: self.symbol_name(symbol)?,
                 });
-            } else if is(elf::STT_OBJECT) && self.holds_jumps(section) {
-                self.jump_symbols
-                    .push((symbol.st_value(E), symbol.st_size(E)));
             }
         }
         // Of several of one name the first in the file comes first.

@@ -156,9 +156,9 @@ fn check(linker: &Linker<'_>, linked: &LinkedProgram) {
             }
             Target::Extern(index) => assert!((index as usize) < object.externs().len()),
             Target::JumpTable(number) => {
-                let table = linked.jump_table(number).expect("tables in use are there");
+                let table = &linked.jump_tables[number as usize];
                 let (function, _) = linked.locate(fixup.insn).expect("an instruction");
-                for &target in &table.targets {
+                for &target in table {
                     let found = linked.locate(target).map(|(function, _)| function);
                     assert_eq!(found, Some(function));
                     assert!((target as usize) < linked.insns.len());
