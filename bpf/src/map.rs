@@ -170,7 +170,10 @@ impl Map {
         let memory = MapMemory::arena(&fd, spec.map_extra).map_err(fail)?;
         if let Some(contents) = spec.contents.as_slice() {
             memory.write(0, contents).map_err(|source| {
-                fail(source.with_detail("the arena is too small for its variables"))
+                fail(match source.errno() {
+                    Errno::ERANGE => source.with_detail("the arena is too small for its variables"),
+                    _ => source,
+                })
             })?;
         }
         Ok(Map {

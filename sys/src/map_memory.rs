@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Result;
 use crate::abi::bpf::{MapFlags, MapType};
@@ -66,16 +66,19 @@ impl Drop for FixedMapping {
 /// variables are read and written without a system call.
 ///
 /// Programs may write at the same time, so memory is copied, never lent. What
-/// is aligned to its own size, up to 8 bytes, is copied as a whole and cannot
-/// be seen half-written; there is no order between copies.
+/// lies in one aligned word of 8 bytes is copied as a whole and cannot be seen
+/// half-written; there is no order between words.
 ///
 /// Dropping it unmaps; the map lives on.
 ///
 /// Requires at least Linux 5.5.
 pub struct MapMemory {
     map: Memory,
+    /// A multiple of 8.
     len: usize,
     writable: bool,
+    /// Touching a page may be fatal.
+    faults: bool,
 }
 
 impl MapMemory {
@@ -112,12 +115,16 @@ impl MapMemory {
             map: Memory::Anywhere(mapping),
             len,
             writable,
+            faults: false,
         })
     }
 
     /// Maps a whole arena. Programs can use an arena without an address
     /// (`map_extra`) only once it is mapped, and it is mapped to that place
-    /// ever after. Pages take memory when they are first touched.
+    /// ever after. Pages take memory when they are first touched; with the
+    /// flag `BPF_F_SEGV_ON_FAULT` only programs allocate them, and touching any
+    /// other raises SIGSEGV: the memory of such an arena is mapped, but neither
+    /// read nor written here.
     ///
     /// Requires at least Linux 6.9.
     ///
@@ -140,6 +147,7 @@ impl MapMemory {
             map: memory,
             len,
             writable: true,
+            faults: map.flags().contains(MapFlags::SEGV_ON_FAULT),
         })
     }
 
@@ -166,21 +174,20 @@ impl MapMemory {
     /// Copies the bytes at `offset` into `to`.
     ///
     /// # Errors
-    /// `ERANGE` if they reach outside.
+    /// `ERANGE` if they reach outside; `EOPNOTSUPP` for an arena that was made
+    /// with `BPF_F_SEGV_ON_FAULT`.
     pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<()> {
         self.check(offset, to.len())?;
         let mut at = offset;
         let mut rest = to;
         while !rest.is_empty() {
-            let unit = unit(at, rest.len());
-            let (head, tail) = rest.split_at_mut(unit);
-            match unit {
-                8 => head.copy_from_slice(&self.atomic64(at).load(Ordering::Relaxed).to_ne_bytes()),
-                4 => head.copy_from_slice(&self.atomic32(at).load(Ordering::Relaxed).to_ne_bytes()),
-                2 => head.copy_from_slice(&self.atomic16(at).load(Ordering::Relaxed).to_ne_bytes()),
-                _ => head.copy_from_slice(&[self.atomic8(at).load(Ordering::Relaxed)]),
+            let (start, len) = part(at, rest.len());
+            let (head, tail) = rest.split_at_mut(len);
+            let word = self.word(at - start).load(Ordering::Relaxed).to_ne_bytes();
+            for (to, from) in head.iter_mut().zip(word.iter().skip(start)) {
+                *to = *from;
             }
-            at += unit;
+            at += len;
             rest = tail;
         }
         Ok(())
@@ -189,11 +196,8 @@ impl MapMemory {
     /// Copies `from` to the bytes at `offset`.
     ///
     /// # Errors
-    /// `ERANGE` if they reach outside, `EPERM` if the map is not writable.
-    #[expect(
-        clippy::same_functions_in_if_condition,
-        reason = "each converts to an array of another length"
-    )]
+    /// `ERANGE` if they reach outside, `EPERM` if the map is not writable;
+    /// `EOPNOTSUPP` for an arena that was made with `BPF_F_SEGV_ON_FAULT`.
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<()> {
         self.check(offset, from.len())?;
         if !self.writable {
@@ -204,52 +208,50 @@ impl MapMemory {
         let mut at = offset;
         let mut rest = from;
         while !rest.is_empty() {
-            let unit = unit(at, rest.len());
-            let (head, tail) = rest.split_at(unit);
-            if let Ok(bytes) = head.try_into() {
-                self.atomic64(at)
-                    .store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
-            } else if let Ok(bytes) = head.try_into() {
-                self.atomic32(at)
-                    .store(u32::from_ne_bytes(bytes), Ordering::Relaxed);
-            } else if let Ok(bytes) = head.try_into() {
-                self.atomic16(at)
-                    .store(u16::from_ne_bytes(bytes), Ordering::Relaxed);
-            } else if let [byte] = head {
-                self.atomic8(at).store(*byte, Ordering::Relaxed);
+            let (start, len) = part(at, rest.len());
+            let (head, tail) = rest.split_at(len);
+            let word = self.word(at - start);
+            let mut old = word.load(Ordering::Relaxed);
+            loop {
+                let mut new = old.to_ne_bytes();
+                for (to, from) in new.iter_mut().skip(start).zip(head) {
+                    *to = *from;
+                }
+                let new = u64::from_ne_bytes(new);
+                let (to, order) = (new, Ordering::Relaxed);
+                match word.compare_exchange_weak(old, to, order, order) {
+                    Ok(_) => break,
+                    // A program wrote to it, perhaps beside our part.
+                    Err(now) => old = now,
+                }
             }
-            at += unit;
+            at += len;
             rest = tail;
         }
         Ok(())
     }
 
     fn check(&self, offset: usize, len: usize) -> Result<()> {
+        let op = "access a map's memory";
+        if self.faults {
+            return Err(SysError::new(op, Errno::EOPNOTSUPP).with_detail(
+                "the arena has BPF_F_SEGV_ON_FAULT: touching a page that no program \
+                 has allocated kills the process",
+            ));
+        }
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(()),
-            _ => Err(SysError::new("access a map's memory", Errno::ERANGE)),
+            _ => Err(SysError::new(op, Errno::ERANGE)),
         }
     }
 
-    fn atomic64(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: callers checked that 8 bytes at `at` lie inside the mapping,
-        // which starts at a page, and that `at` is a multiple of 8; other
-        // writers are programs, whose aligned accesses are whole.
-        unsafe { &*self.map.ptr_at(at) }
-    }
-
-    fn atomic32(&self, at: usize) -> &AtomicU32 {
-        // SAFETY: as for `atomic64`, with 4 bytes.
-        unsafe { &*self.map.ptr_at(at) }
-    }
-
-    fn atomic16(&self, at: usize) -> &AtomicU16 {
-        // SAFETY: as for `atomic64`, with 2 bytes.
-        unsafe { &*self.map.ptr_at(at) }
-    }
-
-    fn atomic8(&self, at: usize) -> &AtomicU8 {
-        // SAFETY: callers checked that `at` lies inside the mapping.
+    /// The word at `at`. All access is by words, also to parts of them, because
+    /// atomics of different sizes on the same bytes are undefined.
+    fn word(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: callers checked that a byte of the 8 at `at`, a multiple of
+        // 8, lies inside `len`, which is a multiple of 8 too. The mapping
+        // starts at a page; other writers are programs, whose aligned accesses
+        // are whole.
         unsafe { &*self.map.ptr_at(at) }
     }
 }
@@ -264,33 +266,53 @@ impl fmt::Debug for MapMemory {
     }
 }
 
-/// The largest aligned unit at `offset` that is no longer than `left`, which is
-/// not 0.
-fn unit(offset: usize, left: usize) -> usize {
-    let aligned = if offset == 0 {
-        8
-    } else {
-        1 << offset.trailing_zeros().min(3)
-    };
-    let fits = 1 << left.ilog2().min(3);
-    aligned.min(fits)
+/// Where `offset` lies in its word, and how many of the next `left` bytes are
+/// in the same word.
+fn part(offset: usize, left: usize) -> (usize, usize) {
+    let start = offset % 8;
+    (start, left.min(8 - start))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bpf::{MapCreate, map_create};
+    use crate::testing::require;
     use std::io::Write;
 
     #[test]
-    fn units_are_aligned_and_fit() {
-        assert_eq!(unit(0, 100), 8);
-        assert_eq!(unit(0, 7), 4);
-        assert_eq!(unit(4, 8), 4);
-        assert_eq!(unit(6, 8), 2);
-        assert_eq!(unit(7, 8), 1);
-        assert_eq!(unit(16, 1), 1);
-        assert_eq!(unit(24, 8), 8);
+    fn parts_end_with_their_word() {
+        assert_eq!(part(0, 100), (0, 8));
+        assert_eq!(part(0, 7), (0, 7));
+        assert_eq!(part(4, 8), (4, 4));
+        assert_eq!(part(7, 8), (7, 1));
+        assert_eq!(part(17, 1), (1, 1));
+    }
+
+    #[test]
+    fn arenas_that_kill_are_not_touched() {
+        let created = |flags| {
+            map_create(&MapCreate {
+                map_type: MapType::ARENA,
+                max_entries: 1,
+                flags: MapFlags::MMAPABLE | flags,
+                ..MapCreate::default()
+            })
+        };
+        let map = require!((6, 9), created(MapFlags::SEGV_ON_FAULT));
+        let memory = MapMemory::arena(&map, 0).unwrap();
+        assert_ne!(memory.address(), 0);
+        let err = memory.write(0, &[1]).unwrap_err();
+        assert!(err.is(Errno::EOPNOTSUPP), "{err}");
+        let err = memory.read(0, &mut [0]).unwrap_err();
+        assert!(err.to_string().contains("BPF_F_SEGV_ON_FAULT"), "{err}");
+
+        let map = created(MapFlags::empty()).unwrap();
+        let memory = MapMemory::arena(&map, 0).unwrap();
+        memory.write(1, &[1]).unwrap();
+        let mut back = [7; 2];
+        memory.read(0, &mut back).unwrap();
+        assert_eq!(back, [0, 1]);
     }
 
     #[test]

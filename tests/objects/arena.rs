@@ -1,6 +1,6 @@
 //! Memory that programs and user space share, pointers included.
 
-use ebpf_manager::bpf::{Collection, LoadOptions, MapType};
+use ebpf_manager::bpf::{Collection, Errno, LoadOptions, MapFlags, MapType};
 
 use crate::common::{Feature, LeakCheck, ROOT, check, map, object, require};
 
@@ -42,4 +42,9 @@ fn objects_variables_in_an_arena() {
         assert_eq!(u64::from_ne_bytes(second), 22);
         variable("ar_second").set(&23_u64).unwrap();
     }
+    // Where touching its memory may kill, its variables cannot be set.
+    object.maps_mut()[0].flags |= MapFlags::SEGV_ON_FAULT;
+    let err = Collection::load(&object, LoadOptions::default()).unwrap_err();
+    assert!(err.is(Errno::EOPNOTSUPP), "{err}");
+    assert!(format!("{err:?}").contains("BPF_F_SEGV_ON_FAULT"), "{err}");
 }
