@@ -290,6 +290,11 @@ impl MapFd {
 
     /// Stores `value` under `key`. Kinds without keys take an empty one.
     ///
+    /// Values of a `TASK_STORAGE` map may hold pointers to memory of this
+    /// process, where their BTF says `__uptr` (Linux 6.13): the kernel pins the
+    /// page behind such a number, and programs read and write there. What they
+    /// point to must be memory that nothing here holds a reference to.
+    ///
     /// # Errors
     /// `EEXIST`, `ENOENT` as `flags` demand; `E2BIG` if the map is full.
     pub fn update(&self, key: &[u8], value: &[u8], flags: ElemFlags) -> Result<()> {

@@ -46,7 +46,7 @@ use crate::fd;
 pub use crate::proc::possible_cpus;
 
 /// Attempts at a command that a signal keeps interrupting. libbpf's number.
-const EAGAIN_ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 5;
 
 /// Name of `command` in errors.
 fn op(command: Command) -> &'static str {
@@ -86,27 +86,19 @@ unsafe fn bpf_bytes(command: Command, attr: &mut [u8], min_len: usize) -> Result
     })
 }
 
-/// [`bpf`] for the commands that give up with `EAGAIN` when a signal is
-/// pending: program load and test run.
-///
-/// # Safety
-/// As for [`bpf`].
-unsafe fn bpf_again<A: Attr>(command: Command, attr: &mut A) -> Result<i64> {
-    let attr = attr.bytes_mut();
-    again(|| {
-        // SAFETY: passed on from the caller.
-        unsafe { bpf_bytes(command, attr, A::MIN_LEN) }
-    })
-}
-
-/// Calls again after `EAGAIN`, a bounded number of times.
-fn again(mut call: impl FnMut() -> Result<i64>) -> Result<i64> {
-    let mut left = EAGAIN_ATTEMPTS;
+/// Makes up to `attempts` calls for a command that gives up when a signal is
+/// pending: a program load with `EAGAIN`, a test run with `EINTR`.
+fn again(command: Command, attempts: u32, call: &mut dyn FnMut() -> i64) -> Result<i64> {
+    let mut left = attempts;
     loop {
         left -= 1;
-        match call() {
-            Err(err) if left > 0 && err.is(Errno::EAGAIN) => {}
-            result => return result,
+        let answer = call();
+        if answer >= 0 {
+            return Ok(answer);
+        }
+        let errno = Errno::last();
+        if left == 0 || !matches!(errno, Errno::EAGAIN | Errno::EINTR) {
+            return Err(SysError::new(op(command), errno));
         }
     }
 }

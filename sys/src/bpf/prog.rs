@@ -4,9 +4,9 @@ use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
-use super::{bpf, bpf_again, invalid, len32, num, num_or_none, obj_name, op};
+use super::{ATTEMPTS, again, bpf, bpf_once, invalid, len32, num, num_or_none, obj_name, op};
 use crate::Result;
-use crate::abi::attr::{self, Ptr, PtrMut};
+use crate::abi::attr::{self, Attr, Ptr, PtrMut};
 use crate::abi::bpf::{AttachFlags, AttachType, Command, ProgramFlags, ProgramType, TestRunFlags};
 use crate::abi::insn::{CALL, Insn, pseudo};
 use crate::errno::{Errno, SysError};
@@ -188,7 +188,8 @@ pub fn prog_load(load: &ProgLoad<'_>, mut log: Option<&mut Log<'_>>) -> Result<O
     // terminated, every index the instructions make into `fd_array` lies
     // inside it, and `log_size` is at most the length of the log, which alone
     // is written.
-    let result = unsafe { bpf_again(COMMAND, &mut attr) };
+    let call = &mut || unsafe { bpf_once(COMMAND, attr.bytes_mut(), attr::ProgLoad::MIN_LEN) };
+    let result = again(COMMAND, ATTEMPTS, call);
     let true_size = attr.log_true_size;
     if let Some(log) = log {
         log.finish(true_size);
@@ -242,10 +243,13 @@ pub struct TestRunResult {
     pub ctx_size_out: u32,
 }
 
-/// `BPF_PROG_TEST_RUN`. Linux 4.12. Tried up to five times while a pending
-/// signal interrupts it.
+/// `BPF_PROG_TEST_RUN`. Linux 4.12. A signal interrupts it; it is then begun
+/// again up to four times, unless it sends packets
+/// ([`TestRunFlags::XDP_LIVE_FRAMES`]).
 ///
 /// # Errors
+/// `EINTR` if a signal interrupted the last attempt: a signal that comes more
+/// often than `repeat` runs take never lets one end.
 /// `ENOSPC` if a result does not fit its buffer; `ENOTSUPP` for a kind of
 /// program without test run, and for `data_out` before Linux 5.0, which
 /// ignores how much room there is.
@@ -272,10 +276,16 @@ pub fn prog_test_run(prog: BorrowedFd<'_>, run: &mut TestRun<'_>) -> Result<Test
         batch_size: run.batch_size,
         ..Default::default()
     };
-    // SAFETY: each size is the length of the slice beside it, the slices that
-    // any kind of program writes are exclusive borrows, and a kernel that
-    // ignores the size of `data_out` was excluded.
-    unsafe { bpf_again(COMMAND, &mut attr) }?;
+    let live = run.flags.contains(TestRunFlags::XDP_LIVE_FRAMES);
+    let rooms = (attr.data_size_out, attr.ctx_size_out);
+    again(COMMAND, if live { 1 } else { ATTEMPTS }, &mut || {
+        // Where the kernel says how much it wrote.
+        (attr.data_size_out, attr.ctx_size_out) = rooms;
+        // SAFETY: each size is the length of the slice beside it, the slices
+        // that any kind of program writes are exclusive borrows, and a kernel
+        // that ignores the size of `data_out` was excluded.
+        unsafe { bpf_once(COMMAND, attr.bytes_mut(), attr::TestRun::MIN_LEN) }
+    })?;
     Ok(TestRunResult {
         retval: attr.retval,
         duration_ns: attr.duration,

@@ -26,21 +26,27 @@ fn names_the_kernel_takes() {
 }
 
 #[test]
-fn eagain_is_tried_five_times_and_nothing_else_is() {
+fn interrupted_commands_are_tried_five_times_and_no_others() {
     let mut calls = 0;
-    let mut fail_until = |succeed_at: u32, errno| {
+    let mut fail_until = |succeed_at: u32, errno: Errno| {
         calls = 0;
-        let result = again(|| {
+        let result = again(Command::PROG_LOAD, ATTEMPTS, &mut || {
             calls += 1;
             if calls == succeed_at {
-                return Ok(i64::from(calls));
+                return i64::from(calls);
             }
-            Err(SysError::new("test", errno))
+            // SAFETY: takes no argument and returns this thread's location.
+            let location = unsafe { libc::__errno_location() };
+            // SAFETY: the location is valid and writable for this thread.
+            unsafe { *location = errno.raw() };
+            -1
         });
         (calls, result.map_err(|err| err.errno()))
     };
-    assert_eq!(fail_until(5, Errno::EAGAIN), (5, Ok(5)));
-    assert_eq!(fail_until(6, Errno::EAGAIN), (5, Err(Errno::EAGAIN)));
+    for errno in [Errno::EAGAIN, Errno::EINTR] {
+        assert_eq!(fail_until(5, errno), (5, Ok(5)));
+        assert_eq!(fail_until(6, errno), (5, Err(errno)));
+    }
     assert_eq!(fail_until(2, Errno::EBUSY), (1, Err(Errno::EBUSY)));
 }
 

@@ -1,10 +1,14 @@
 //! Programs and BTF.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use super::*;
 use crate::abi::bpf::log_level;
 use crate::abi::info::{FuncInfo, LineInfo, name_str};
 use crate::abi::insn::{Insn, class, mode, pseudo, size};
 use crate::abi::pod::slice_bytes;
+use crate::proc::KernelVersion;
 
 const FILTER: ProgramType = ProgramType::SOCKET_FILTER;
 
@@ -331,4 +335,48 @@ fn kernel_btf_has_a_name() {
     let info = btf_info(vmlinux.as_fd()).unwrap();
     assert_eq!(data.len(), info.btf_size as usize);
     assert_eq!(data[..2], 0xeb9f_u16.to_ne_bytes());
+}
+
+#[test]
+fn test_runs_end_though_signals_keep_coming() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let prog = require!((3, 19), try_load(FILTER, &returns(42)));
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler does nothing, and no other code of this test binary
+    // uses SIGURG.
+    unsafe { libc::signal(libc::SIGURG, handler as usize) };
+    // SAFETY: takes no argument and returns this thread's handle.
+    let runner = unsafe { libc::pthread_self() };
+    let done = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Enough for a machine that is busy, and far more than five.
+            for _ in 0..200 {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+                // SAFETY: the runner is alive: it waits for this thread.
+                unsafe { libc::pthread_kill(runner, libc::SIGURG) };
+            }
+        });
+        let mut run = TestRun {
+            data_in: &[0; 64],
+            // Longer than the signals come.
+            repeat: 1 << 26,
+            ..Default::default()
+        };
+        let result = prog_test_run(prog.as_fd(), &mut run);
+        done.store(true, Ordering::Relaxed);
+        result
+    });
+    match result {
+        Err(err) if err.is(Errno::EINTR) => {}
+        // Before 5.0 a run ends early and calls that a success.
+        Ok(_) => assert!(
+            KernelVersion::current().unwrap().major < 5,
+            "begun for ever"
+        ),
+        Err(err) => require!((5, 0), Err(err)),
+    }
 }
