@@ -12,14 +12,13 @@
 //! truncate or rewrite it under the mapping, so they have to be read.
 
 use std::fs::File;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 use crate::Result;
 use crate::errno::{Errno, SysError};
-use crate::proc::page_size;
+use crate::proc::{file_system, page_size};
 
 /// What a mapping allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,20 +127,11 @@ pub fn map_vmlinux_btf() -> Result<ReadOnlyMapping> {
 }
 
 fn is_on_sysfs(file: &File) -> Result<bool> {
-    let mut stat = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the descriptor is open and `stat` is writable memory of the size
-    // fstatfs fills.
-    let ret = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
-    if ret != 0 {
-        return Err(SysError::last("fstatfs"));
-    }
-    // SAFETY: fstatfs succeeded, so it filled the structure.
-    let stat = unsafe { stat.assume_init() };
     #[allow(
         clippy::unnecessary_cast,
-        reason = "the two types differ between C libraries"
+        reason = "the type differs between C libraries"
     )]
-    Ok(stat.f_type as i64 == libc::SYSFS_MAGIC as i64)
+    Ok(file_system(file)? == libc::SYSFS_MAGIC as i64)
 }
 
 /// Memory that tests share with themselves in place of the kernel.

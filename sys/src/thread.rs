@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::ffi::{CStr, c_void};
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 
@@ -37,13 +37,23 @@ impl Thread {
     /// Waits for the thread to end.
     ///
     /// # Errors
-    /// What it panicked with.
+    /// What it panicked with. A `String` that says why if it cannot be waited
+    /// for, because it is the calling thread; it runs on then.
     pub fn join(self) -> Result<(), Panic> {
-        let thread = ManuallyDrop::new(self);
         let mut answer = ptr::null_mut();
-        // SAFETY: the thread was started joinable, and neither joined nor
-        // detached before: both take the one value that stands for it.
-        unsafe { libc::pthread_join(thread.0, &raw mut answer) };
+        let error = if self.is_current() {
+            // Not every C library notices.
+            libc::EDEADLK
+        } else {
+            // SAFETY: the thread was started joinable, and neither joined nor
+            // detached before: both take the one value that stands for it.
+            unsafe { libc::pthread_join(self.0, &raw mut answer) }
+        };
+        if error != 0 {
+            let err = SysError::new("pthread_join", Errno::from_raw(error));
+            return Err(Box::new(err.to_string()));
+        }
+        std::mem::forget(self);
         if answer.is_null() {
             return Ok(());
         }
@@ -235,6 +245,23 @@ mod tests {
         let thread = Thread::spawn(c"sys-panics", 0, Box::new(work)).unwrap();
         let panic = thread.join().unwrap_err();
         assert_eq!(panic.downcast_ref(), Some(&"on purpose"));
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_itself_is_told() {
+        let (send, told) = std::sync::mpsc::channel();
+        let work = move || {
+            // SAFETY: takes nothing.
+            let this = Thread(unsafe { libc::pthread_self() });
+            let panic = this.join().unwrap_err();
+            send.send(panic.downcast::<String>().map(|text| *text).ok())
+                .unwrap();
+        };
+        let thread = Thread::spawn(c"sys-itself", 0, Box::new(work)).unwrap();
+        // The other one has detached it.
+        std::mem::forget(thread);
+        let text = told.recv().unwrap().unwrap();
+        assert!(text.starts_with("pthread_join: "), "{text}");
     }
 
     #[test]

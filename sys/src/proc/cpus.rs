@@ -1,28 +1,55 @@
 //! CPUs: which exist, which are online, which this thread may use.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{decimal, malformed, read_small};
+use super::read::{file_error, read_opened};
+use super::{decimal, file_system, malformed, read_small};
 use crate::Result;
+use crate::errno::{Errno, SysError};
 
 /// Highest CPU id accepted in a list; the kernel's own limit is 8192 CPUs.
 const MAX_CPU_ID: u64 = 0xffff;
 
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+
 /// Number of CPUs that may ever come online, which is how many values an
 /// element of a per-CPU map has. Read once.
 ///
+/// The kernel writes so many values into a caller's buffer, so the number is
+/// taken from sysfs alone, or from what a container has in its place: a file
+/// of lxcfs, which is FUSE and hands the kernel's own list through. Whoever may
+/// mount any other FUSE there could cause harm in simpler ways.
+///
 /// # Errors
-/// Those of [`read_small`]; `EBADMSG` if the text is not a CPU list.
+/// Those of [`read_small`]; `EBADMSG` if the text is not a CPU list, `EINVAL`
+/// if the file is on another file system.
 pub fn possible_cpus() -> Result<usize> {
     static COUNT: OnceLock<usize> = OnceLock::new();
     if let Some(&count) = COUNT.get() {
         return Ok(count);
     }
-    let path = Path::new("/sys/devices/system/cpu/possible");
-    let count = count_cpus(read_small(path, &mut [0; 4096])?);
-    let count = count.ok_or_else(|| malformed(path))?;
+    let count = read_possible()?;
     Ok(*COUNT.get_or_init(|| count))
+}
+
+fn read_possible() -> Result<usize> {
+    let path = Path::new(POSSIBLE);
+    let file = File::open(path).map_err(|err| file_error("open", &err, path))?;
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the type differs between C libraries"
+    )]
+    let trusted = [libc::SYSFS_MAGIC as i64, libc::FUSE_SUPER_MAGIC as i64];
+    if !trusted.contains(&file_system(&file)?) {
+        return Err(SysError::new("open", Errno::EINVAL)
+            .with_path(path)
+            .with_detail("not on sysfs"));
+    }
+    let mut buf = [0; 4096];
+    let count = count_cpus(read_opened(file, path, &mut buf, &|_| false)?);
+    count.ok_or_else(|| malformed(path))
 }
 
 /// How many CPUs a list names; `None` if it names none or is none.
@@ -100,6 +127,8 @@ pub fn usable_cpus() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proc::c_path;
+    use crate::testing::with_mounted;
 
     #[test]
     fn cpu_lists() {
@@ -133,6 +162,22 @@ mod tests {
             assert_eq!(parse_cpu_list(bad.as_bytes()), None, "{bad:?}");
             assert_eq!(count_cpus(bad.as_bytes()), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_number_of_cpus_comes_from_sysfs() {
+        with_mounted("tmpfs", |dir| {
+            let file = dir.join("possible");
+            std::fs::write(&file, "0\n").unwrap();
+            let from = c_path("mount", &file).unwrap();
+            let to = c_path("mount", Path::new(POSSIBLE)).unwrap();
+            let (none, bind) = (std::ptr::null(), libc::MS_BIND);
+            // SAFETY: both paths are terminated; the mount is this thread's.
+            let ret = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), none, bind, none.cast()) };
+            assert_eq!(ret, 0, "{}", Errno::last());
+            let err = read_possible().unwrap_err();
+            assert!(err.is(Errno::EINVAL), "{err}");
+        });
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use limits::{
 };
 pub use mounts::{Mount, mount_fs, mounts_of, parse_mount};
 pub use process::{host_proc, parse_start_time, pid_namespace, self_pid, start_time};
-pub(crate) use read::{c_path, decimal, malformed, read_line, whole_decimal};
+pub(crate) use read::{c_path, decimal, file_system, malformed, read_line, whole_decimal};
 pub use read::{for_each_line, for_each_line_of, read_small};
 pub use settings::{
     Lockdown, kptr_restrict, lockdown, parse_lockdown, perf_event_paranoid, read_setting,

@@ -3,7 +3,9 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -36,7 +38,17 @@ fn read_until<'b>(
     buf: &'b mut [u8],
     complete: &dyn Fn(&[u8]) -> bool,
 ) -> Result<&'b [u8]> {
-    let mut file = File::open(path).map_err(|e| file_error("open", &e, path))?;
+    let file = File::open(path).map_err(|e| file_error("open", &e, path))?;
+    read_opened(file, path, buf, complete)
+}
+
+/// [`read_until`] of a file that is open already.
+pub(super) fn read_opened<'b>(
+    mut file: File,
+    path: &Path,
+    buf: &'b mut [u8],
+    complete: &dyn Fn(&[u8]) -> bool,
+) -> Result<&'b [u8]> {
     let mut len = 0;
     loop {
         let rest = buf.get_mut(len..).unwrap_or_default();
@@ -53,6 +65,24 @@ fn read_until<'b>(
             return Ok(buf.get(..len).unwrap_or_default());
         }
     }
+}
+
+/// The magic number of the file system that `file` is on.
+pub(crate) fn file_system(file: &File) -> Result<i64> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open and `stat` is writable memory of the size
+    // fstatfs fills.
+    let ret = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
+    if ret != 0 {
+        return Err(SysError::last("fstatfs"));
+    }
+    // SAFETY: fstatfs succeeded, so it filled the structure.
+    let stat = unsafe { stat.assume_init() };
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the type differs between C libraries"
+    )]
+    Ok(stat.f_type as i64)
 }
 
 /// Calls `visit` for each line of a file, without its newline, until it
