@@ -103,7 +103,7 @@ impl Recorder {
             .sample_type(SampleType::RAW)
             .sample_period(1);
         let mut recorder = Recorder {
-            ring: PerfRing::new(open(&attr).ok()?, 64).ok()?,
+            ring: PerfRing::open(&attr, Scope::CallingThread, None, 64).ok()?,
             number_at: format.field("id")?.offset as usize,
             argument_at: format.field("args")?.offset as usize,
             bpf: 0,

@@ -192,16 +192,14 @@ pub enum Scope<'fd> {
 /// An open perf event. Dropping it closes it, which detaches BPF programs
 /// attached by [`set_bpf`](PerfEvent::set_bpf).
 ///
-/// There is no way to make one of a bare descriptor: a
-/// [`PerfRing`](crate::perfring::PerfRing) relies on owning the only one of
-/// its event.
+/// There is no way to make one of a bare descriptor, nor a
+/// [`PerfRing`](crate::perfring::PerfRing) of one of these: that relies on
+/// having mapped its event first.
 #[derive(Debug)]
 pub struct PerfEvent {
     fd: OwnedFd,
     sample_type: SampleType,
     read_format: ReadFormat,
-    attr_flags: AttrFlags,
-    open_flags: OpenFlags,
 }
 
 impl PerfEvent {
@@ -249,8 +247,6 @@ impl PerfEvent {
             fd: own("perf_event_open", fd)?,
             sample_type: attr.raw.sample_type,
             read_format: attr.raw.read_format,
-            attr_flags: attr.raw.flags,
-            open_flags: flags,
         })
     }
 
@@ -390,16 +386,6 @@ impl PerfEvent {
     /// What its samples carry.
     pub fn sample_type(&self) -> SampleType {
         self.sample_type
-    }
-
-    /// The flags it was opened with.
-    pub fn attr_flags(&self) -> AttrFlags {
-        self.attr_flags
-    }
-
-    /// The flags of the call that opened it.
-    pub fn open_flags(&self) -> OpenFlags {
-        self.open_flags
     }
 
     /// `arg` is a number, or the address of what `request` reads or writes.

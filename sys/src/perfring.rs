@@ -27,7 +27,7 @@ use crate::abi::perf::{AttrFlags, MmapPage, OpenFlags, RecordHeader, SampleType,
 use crate::abi::pod::from_bytes;
 use crate::errno::{Errno, SysError};
 use crate::mmap::{Access, Mapping};
-use crate::perf::PerfEvent;
+use crate::perf::{PerfEvent, PerfEventAttr, Scope};
 use crate::proc::page_size;
 use crate::ringbuf::{CorruptRing, Position, ReleaseOnDrop};
 
@@ -132,32 +132,38 @@ pub struct PerfRing {
 }
 
 impl PerfRing {
-    /// Maps a ring of `pages` pages, a power of two, for the samples of
-    /// `event`. Each event has its own ring, so a reader needs one per CPU.
+    /// Opens `attr` for `scope` on `cpu`, as [`PerfEvent::open`] does, and maps
+    /// a ring of `pages` pages, a power of two, for its samples. Each event has
+    /// its own ring, so a reader needs one per CPU.
     ///
     /// # Errors
     /// - `EINVAL` if `pages` is no power of two; if the event's samples have
     ///   no raw data, or members of variable size in front of it; or if it
-    ///   writes backward, or to another event's ring.
+    ///   writes backward.
     /// - `EPERM` if the ring is longer than `perf_event_mlock_kb` and
     ///   `RLIMIT_MEMLOCK` allow a process without `CAP_IPC_LOCK`.
-    /// - What mmap(2) says.
-    pub fn new(event: PerfEvent, pages: usize) -> Result<PerfRing> {
+    /// - What perf_event_open(2) and mmap(2) say.
+    pub fn open(
+        attr: &PerfEventAttr<'_>,
+        scope: Scope<'_>,
+        cpu: Option<u32>,
+        pages: usize,
+    ) -> Result<PerfRing> {
         let invalid =
             |why: &'static str| SysError::new("mmap(perf event)", Errno::EINVAL).with_detail(why);
-        let Some(layout) = Layout::of(event.sample_type()) else {
+        let Some(layout) = Layout::of(attr.raw().sample_type) else {
             return Err(invalid("samples without raw data at a fixed place"));
         };
-        if event.attr_flags().contains(AttrFlags::WRITE_BACKWARD) {
+        if attr.raw().flags.contains(AttrFlags::WRITE_BACKWARD) {
             return Err(invalid("the event writes its ring backward"));
-        }
-        // Both events' mappings would be the same ring, with two readers.
-        if event.open_flags().contains(OpenFlags::FD_OUTPUT) {
-            return Err(invalid("the event writes to another event's ring"));
         }
         if !pages.is_power_of_two() {
             return Err(invalid("size is not a power of two"));
         }
+        // Mapped before anybody else sees the event: the first mapping decides
+        // whether the kernel overwrites what has not been read, and the ring
+        // would be another's if the event wrote to that.
+        let event = PerfEvent::open(attr, scope, cpu, None, OpenFlags::empty())?;
         let ring = Ring::map(event.as_fd(), pages, layout)?;
         let second = None;
         Ok(PerfRing {

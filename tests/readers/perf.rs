@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use ebpf_manager::bpf::{
-    Cpus, OverwritableBuffer, PerfBufferOptions, PerfBufferReader, Waiter, Wakeup,
+    Cpus, Errno, OverwritableBuffer, PerfBufferOptions, PerfBufferReader, ReaderError, Waiter,
+    Wakeup,
 };
 use ebpf_manager_sys::clock::monotonic_ns;
 
@@ -312,4 +313,45 @@ fn perf_cpus_may_be_chosen() {
     let wrong = PerfBufferReader::new(map(&load("ringbuf.bpf.o"), "ring"), options(1));
     let text = wrong.unwrap_err().to_string();
     assert!(text.contains("not a perf_event_array"), "{text}");
+}
+
+#[test]
+fn perf_buffers_have_one_reader_per_cpu() {
+    if !require(&ROOT) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    stay_on(0).unwrap();
+    let object = load("perfbuf.bpf.o");
+    let program = object.program("perfbuf_output").unwrap();
+    let buffers = map(&object, "buffers");
+    let one = Request::new(0, 1, (16, 16));
+    let on = |cpus| {
+        let options = PerfBufferOptions {
+            cpus,
+            ..options(4096)
+        };
+        PerfBufferReader::new(buffers, options)
+    };
+    let busy = |err: ReaderError| matches!(err, ReaderError::Kernel { source, .. } if source.is(Errno::EBUSY));
+
+    let mut first = on(Cpus::One(0)).unwrap();
+    assert!(busy(on(Cpus::All).unwrap_err()));
+    assert!(busy(
+        OverwritableBuffer::new(buffers, 1, false).unwrap_err()
+    ));
+    // The same map by another descriptor.
+    let again = buffers.named("again").unwrap();
+    assert!(busy(PerfBufferReader::new(&again, options(1)).unwrap_err()));
+    drop(on(Cpus::AllBut(vec![0])).unwrap());
+    assert_eq!(one.run(program), 0);
+    let count = first.consume(9, |_| ControlFlow::Continue(()));
+    assert_eq!(count, Ok(1), "the first reader still hears");
+    drop(first);
+
+    let recorder = OverwritableBuffer::new(buffers, 1, false).unwrap();
+    assert!(busy(on(Cpus::One(0)).unwrap_err()));
+    assert_eq!(one.run(program), 0);
+    drop(recorder);
+    drop(on(Cpus::All).unwrap());
 }

@@ -6,6 +6,7 @@
 //! [`Waiter`] for one of several or for another thread, and the descriptor of
 //! a reader suits any event loop.
 
+mod claim;
 mod overwritable;
 mod perf;
 mod record;

@@ -5,10 +5,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use ebpf_manager_sys::SysError;
 use ebpf_manager_sys::abi::bpf::{ElemFlags, MapType};
 use ebpf_manager_sys::abi::perf::AttrFlags;
+use ebpf_manager_sys::perf::{PerfEventAttr, Scope};
 use ebpf_manager_sys::perfring::{OverwritableRing, PerfRecord};
 use ebpf_manager_sys::proc::online_cpus;
 
-use super::perf::{open_event, pages};
+use super::claim::{Claim, map_id};
+use super::perf::{open_output, pages};
 use super::{Record, check_type, kernel};
 use crate::error::ReaderError;
 use crate::map::Map;
@@ -24,7 +26,7 @@ use crate::map::Map;
 #[derive(Debug)]
 pub struct OverwritableBuffer {
     map: Map,
-    rings: Vec<(u32, OverwritableRing)>,
+    rings: Vec<(Claim, OverwritableRing)>,
 }
 
 impl OverwritableBuffer {
@@ -33,7 +35,8 @@ impl OverwritableBuffer {
     /// each record.
     ///
     /// # Errors
-    /// [`ReaderError::WrongMap`], [`ReaderError::Kernel`].
+    /// [`ReaderError::WrongMap`]; [`ReaderError::Kernel`], with `EBUSY` if this
+    /// process has a reader of the map for one of the CPUs already.
     pub fn new(
         map: &Map,
         bytes_per_cpu: usize,
@@ -51,19 +54,24 @@ impl OverwritableBuffer {
     }
 
     fn open(&mut self, pages: usize, timestamps: bool) -> Result<(), SysError> {
+        let map = map_id(&self.map);
         for cpu in online_cpus()? {
             if cpu >= self.map.max_entries() {
                 break;
             }
-            let attr = &|attr: ebpf_manager_sys::perf::PerfEventAttr<'static>| {
-                attr.flags(AttrFlags::WRITE_BACKWARD)
-            };
-            let Some(event) = open_event(cpu, timestamps, attr)? else {
+            let claim = Claim::new(map, cpu)?;
+            let mut found = None;
+            let attr = PerfEventAttr::bpf_output().flags(AttrFlags::WRITE_BACKWARD);
+            open_output(attr, timestamps, &mut |attr| {
+                let scope = Scope::AllThreads;
+                found = Some(OverwritableRing::open(attr, scope, Some(cpu), pages)?);
+                Ok(())
+            })?;
+            let Some(ring) = found else {
                 continue;
             };
-            let ring = OverwritableRing::new(event, pages)?;
             let fd = ring.as_fd().as_raw_fd().to_ne_bytes();
-            self.rings.push((cpu, ring));
+            self.rings.push((claim, ring));
             self.map
                 .update_raw(&cpu.to_ne_bytes(), &fd, ElemFlags::empty())?;
         }
@@ -85,12 +93,12 @@ impl OverwritableBuffer {
     /// [`ReaderError::Kernel`].
     pub fn read(&mut self, each: &mut dyn FnMut(&Record<'_>)) -> Result<usize, ReaderError> {
         let mut count = 0;
-        for (cpu, ring) in &mut self.rings {
+        for (claim, ring) in &mut self.rings {
             let read = ring.read(&mut |record| {
                 if let PerfRecord::Sample { data, time_ns } = record {
                     count += 1;
                     each(&Record {
-                        cpu: Some(*cpu),
+                        cpu: Some(claim.cpu),
                         time_ns,
                         ..Record::new(data)
                     });
@@ -104,8 +112,8 @@ impl OverwritableBuffer {
 
 impl Drop for OverwritableBuffer {
     fn drop(&mut self) {
-        for (cpu, _) in &self.rings {
-            let _ = self.map.delete(&cpu.to_ne_bytes());
+        for (claim, _) in &self.rings {
+            let _ = self.map.delete(&claim.cpu.to_ne_bytes());
         }
     }
 }

@@ -13,6 +13,7 @@ use ebpf_manager_sys::proc::{online_cpus, page_size};
 use ebpf_manager_sys::uevent::{CpuEvents, CpuNews};
 use ebpf_manager_sys::{Errno, SysError};
 
+use super::claim::{Claim, map_id};
 use super::{Buffer, OwnedRecord, Record, check_type, corrupt, kernel};
 use crate::cure;
 use crate::error::ReaderError;
@@ -113,11 +114,17 @@ const TURN: usize = 1024;
 #[derive(Debug)]
 pub struct PerfBufferReader {
     map: Map,
+    /// See [`map_id`].
+    map_id: u32,
     options: PerfBufferOptions,
     epoll: Epoll,
     cpus: Vec<Cpu>,
     /// `None` where the kernel does not tell.
     changes: Option<CpuEvents>,
+    /// A CPU that came may have no ring yet.
+    incomplete: bool,
+    /// Why that is, if the caller has been told.
+    told: Option<Errno>,
     paused: bool,
     quiet: bool,
 }
@@ -127,6 +134,8 @@ struct Cpu {
     id: u32,
     /// `None` while it is offline.
     ring: Option<PerfRing>,
+    /// While there is a ring.
+    claim: Option<Claim>,
     /// From before it went offline, to be read first.
     old: Option<PerfRing>,
     counts: Counts,
@@ -160,17 +169,22 @@ impl PerfBufferReader {
     ///
     /// # Errors
     /// [`ReaderError::WrongMap`]; [`ReaderError::Kernel`], with `EPERM` if the
-    /// rings take more than `perf_event_mlock_kb` without `CAP_IPC_LOCK`.
+    /// rings take more than `perf_event_mlock_kb` without `CAP_IPC_LOCK`, and
+    /// with `EBUSY` if this process has a reader of the map for one of the CPUs
+    /// already.
     pub fn new(map: &Map, options: PerfBufferOptions) -> Result<PerfBufferReader, ReaderError> {
         check_type(map, MapType::PERF_EVENT_ARRAY)?;
         let fail = |err| kernel(map.name(), err);
         let mut reader = PerfBufferReader {
             map: map.clone(),
+            map_id: map_id(map),
             options,
             epoll: Epoll::new().map_err(fail)?,
             cpus: Vec::new(),
             // Before the first look at what is online, to miss no change.
             changes: CpuEvents::open().ok(),
+            incomplete: false,
+            told: None,
             paused: false,
             quiet: false,
         };
@@ -181,9 +195,7 @@ impl PerfBufferReader {
                 .add(fd, u64::MAX, Interest::READABLE)
                 .map_err(fail)?;
         }
-        for cpu in online_cpus().map_err(fail)? {
-            reader.came(cpu).map_err(fail)?;
-        }
+        reader.complete().map_err(fail)?;
         Ok(reader)
     }
 
@@ -230,7 +242,7 @@ impl PerfBufferReader {
     /// [`ReaderError::Kernel`].
     pub fn pause(&mut self) -> Result<(), ReaderError> {
         self.paused = true;
-        for cpu in &self.cpus {
+        for cpu in self.cpus.iter().filter(|cpu| cpu.ring.is_some()) {
             if let Err(crate::error::MapError::Access { source, .. }) =
                 self.map.delete(&cpu.id.to_ne_bytes())
             {
@@ -277,24 +289,23 @@ impl PerfBufferReader {
 
     fn publish_all(&self) -> Result<(), ReaderError> {
         for cpu in &self.cpus {
-            self.publish(cpu)
-                .map_err(|err| kernel(self.map.name(), err))?;
+            if let Some(ring) = &cpu.ring {
+                self.publish(cpu.id, ring)
+                    .map_err(|err| kernel(self.map.name(), err))?;
+            }
         }
         Ok(())
     }
 
     /// Puts the CPU's event at its real number into the map.
-    fn publish(&self, cpu: &Cpu) -> Result<(), SysError> {
-        let Some(ring) = &cpu.ring else {
-            return Ok(());
-        };
+    fn publish(&self, cpu: u32, ring: &PerfRing) -> Result<(), SysError> {
         let event = match ring.second_event() {
             Some(second) if self.quiet => second,
             _ => ring.event(),
         };
         let fd = event.as_fd().as_raw_fd().to_ne_bytes();
-        let key = cpu.id.to_ne_bytes();
-        self.map.update_raw(&key, &fd, ElemFlags::empty())
+        self.map
+            .update_raw(&cpu.to_ne_bytes(), &fd, ElemFlags::empty())
     }
 
     /// Hands the records that are waiting to `each`, in place, until none is
@@ -416,38 +427,53 @@ impl PerfBufferReader {
     /// not.
     ///
     /// # Errors
-    /// [`ReaderError::Kernel`].
+    /// [`ReaderError::Kernel`] if a CPU that came cannot be read from. The
+    /// others are, and that one is tried again each time, but the same error is
+    /// not returned twice in a row.
     pub fn notice_changes(&mut self) -> Result<(), ReaderError> {
-        self.follow_changes()
-            .map_err(|err| kernel(self.map.name(), err))
+        let result = self.follow_changes();
+        let before = std::mem::replace(&mut self.told, result.as_ref().err().map(SysError::errno));
+        match result {
+            Err(err) if before != Some(err.errno()) => Err(kernel(self.map.name(), err)),
+            _ => Ok(()),
+        }
     }
 
     fn follow_changes(&mut self) -> Result<(), SysError> {
-        loop {
-            let Some(changes) = &self.changes else {
-                return Ok(());
-            };
+        while let Some(changes) = &self.changes {
             match changes.take()? {
-                CpuNews::None => return Ok(()),
+                CpuNews::None => break,
                 CpuNews::Change(change) => {
                     // An event ends with its CPU's going, and stays dead when
                     // the CPU comes back: a new one is needed in any case.
                     self.went(change.cpu);
-                    if change.online {
-                        self.came(change.cpu)?;
-                    }
+                    self.incomplete |= change.online;
                 }
                 CpuNews::Missed => {
                     let known: Vec<u32> = self.cpus.iter().map(|cpu| cpu.id).collect();
                     for cpu in known {
                         self.went(cpu);
                     }
-                    for cpu in online_cpus()? {
-                        self.came(cpu)?;
-                    }
+                    self.incomplete = true;
                 }
             }
         }
+        if self.incomplete {
+            self.complete()?;
+        }
+        Ok(())
+    }
+
+    /// Makes rings for the CPUs that are online and have none.
+    fn complete(&mut self) -> Result<(), SysError> {
+        self.incomplete = true;
+        let mut result = Ok(());
+        for cpu in online_cpus()? {
+            let came = self.came(cpu);
+            result = result.and(came);
+        }
+        self.incomplete = result.is_err();
+        result
     }
 
     fn came(&mut self, id: u32) -> Result<(), SysError> {
@@ -458,27 +484,29 @@ impl PerfBufferReader {
         if at.is_some_and(|at| self.cpus.get(at).is_some_and(|cpu| cpu.ring.is_some())) {
             return Ok(());
         }
+        let claim = Claim::new(self.map_id, id)?;
         let Some(ring) = self.open(id)? else {
             return Ok(());
         };
         self.epoll
             .add(ring.as_fd(), id.into(), Interest::READABLE)?;
+        if !self.paused {
+            self.publish(id, &ring)?;
+        }
         let at = at.unwrap_or_else(|| {
             self.cpus.push(Cpu {
                 id,
                 ring: None,
+                claim: None,
                 old: None,
                 counts: Counts::default(),
             });
             self.cpus.len() - 1
         });
         if let Some(cpu) = self.cpus.get_mut(at) {
-            cpu.ring = Some(ring);
+            (cpu.ring, cpu.claim) = (Some(ring), Some(claim));
         }
-        match self.cpus.get(at) {
-            Some(cpu) if !self.paused => self.publish(cpu),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn went(&mut self, id: u32) {
@@ -488,6 +516,7 @@ impl PerfBufferReader {
         if let Some(ring) = cpu.ring.take() {
             // Absent if paused; a dead event in the map does no harm.
             let _ = self.map.delete(&id.to_ne_bytes());
+            cpu.claim = None;
             // One that is still there has been drained at least since the CPU
             // came back; both at once take two changes between two looks.
             if let Some(older) = cpu.old.replace(ring) {
@@ -500,24 +529,28 @@ impl PerfBufferReader {
     fn open(&self, cpu: u32) -> Result<Option<PerfRing>, SysError> {
         let wakeup = self.options.wakeup;
         let timestamps = self.options.timestamps;
-        let set = |attr: PerfEventAttr<'static>| match wakeup {
-            Wakeup::Adaptive => attr,
-            Wakeup::Records(n) => attr.wakeup_events(n.max(1)),
-            Wakeup::Bytes(n) => attr.wakeup_watermark(n),
+        let pages = pages(self.options.bytes_per_cpu);
+        let output = PerfEventAttr::bpf_output();
+        let attr = match wakeup {
+            Wakeup::Adaptive => output,
+            Wakeup::Records(n) => output.wakeup_events(n.max(1)),
+            Wakeup::Bytes(n) => output.wakeup_watermark(n),
         };
-        let Some(event) = open_event(cpu, timestamps, &set)? else {
-            return Ok(None);
+        let (scope, cpu, mut found) = (Scope::AllThreads, Some(cpu), None);
+        open_output(attr, timestamps, &mut |attr| {
+            found = Some(PerfRing::open(attr, scope, cpu, pages)?);
+            Ok(())
+        })?;
+        let Some(ring) = found.as_mut().filter(|_| wakeup == Wakeup::Adaptive) else {
+            return Ok(found);
         };
-        let mut ring = PerfRing::new(event, pages(self.options.bytes_per_cpu))?;
-        if wakeup == Wakeup::Adaptive {
-            // It wakes nobody by itself; the ring does when half full.
-            let quiet = |attr: PerfEventAttr<'static>| attr.wakeup_watermark(u32::MAX);
-            match open_event(cpu, timestamps, &quiet)? {
-                Some(second) => ring.add_event(second)?,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(ring))
+        // It wakes nobody by itself; the ring does when half full.
+        let quiet = output.wakeup_watermark(u32::MAX);
+        open_output(quiet, timestamps, &mut |attr| {
+            let flags = OpenFlags::empty();
+            ring.add_event(PerfEvent::open(attr, scope, cpu, None, flags)?)
+        })?;
+        Ok(found.filter(|ring| ring.second_event().is_some()))
     }
 
     fn rings(&self) -> impl Iterator<Item = &PerfRing> {
@@ -613,13 +646,13 @@ fn lost_in(ring: &PerfRing) -> Option<u64> {
     Some(lost(ring.event())? + second)
 }
 
-/// An event for output on `cpu`; `None` if that is not online.
-pub(super) fn open_event(
-    cpu: u32,
+/// Calls `open` with an event for output, and with less where the kernel does
+/// not know all of it. Not called again if the CPU is not online.
+pub(super) fn open_output(
+    mut attr: PerfEventAttr<'static>,
     timestamps: bool,
-    set: &dyn Fn(PerfEventAttr<'static>) -> PerfEventAttr<'static>,
-) -> Result<Option<PerfEvent>, SysError> {
-    let mut attr = set(PerfEventAttr::bpf_output());
+    open: &mut dyn FnMut(&PerfEventAttr<'_>) -> Result<(), SysError>,
+) -> Result<(), SysError> {
     if timestamps {
         attr = attr
             .sample_type(SampleType::RAW | SampleType::TIME)
@@ -627,24 +660,22 @@ pub(super) fn open_event(
     }
     // Linux 6.0 counts losses; older ones do not know the format.
     for format in [ReadFormat::LOST, ReadFormat::empty()] {
-        let attr = attr.read_format(format);
-        let flags = OpenFlags::empty();
-        match PerfEvent::open(&attr, Scope::AllThreads, Some(cpu), None, flags) {
-            Ok(event) => return Ok(Some(event)),
-            Err(err) if err.is(Errno::ENODEV) => return Ok(None),
+        match open(&attr.read_format(format)) {
+            Err(err) if err.is(Errno::ENODEV) => return Ok(()),
             Err(err) if err.is(Errno::EINVAL) && !format.is_empty() => {}
-            Err(err) => return Err(explained(err)),
+            result => return result.map_err(explained),
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// With what would help, if that shows.
 #[cold]
 fn explained(err: SysError) -> SysError {
     match cure::find_for_event(&err, cure::paranoid::CPU) {
-        Some(cure) => err.with_detail(cure.to_string()),
-        None => err,
+        // Mapping asks for another privilege.
+        Some(cure) if err.op() == "perf_event_open" => err.with_detail(cure.to_string()),
+        _ => err,
     }
 }
 
@@ -658,7 +689,7 @@ pub(super) fn pages(bytes: usize) -> usize {
 impl Drop for PerfBufferReader {
     fn drop(&mut self) {
         if !self.paused {
-            for cpu in &self.cpus {
+            for cpu in self.cpus.iter().filter(|cpu| cpu.ring.is_some()) {
                 let _ = self.map.delete(&cpu.id.to_ne_bytes());
             }
         }

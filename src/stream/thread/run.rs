@@ -139,7 +139,7 @@ impl<'c> Thread<'c> {
                 self.each(|_, task| {
                     task.ready = true;
                     if notice {
-                        task.source.notice()?;
+                        task.notice();
                     }
                     Ok(())
                 });
@@ -189,7 +189,7 @@ impl<'c> Thread<'c> {
         self.each(|_, task| {
             task.ready |= timed_out;
             if task.ready {
-                task.source.notice()?;
+                task.notice();
             }
             Ok(())
         });

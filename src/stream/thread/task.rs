@@ -57,6 +57,14 @@ impl Task {
         Ok(())
     }
 
+    /// Looks for what is not a record. Where that fails, the source tries again
+    /// by itself, and what it has goes on being read.
+    pub(super) fn notice(&mut self) {
+        if let Err(err) = self.source.notice() {
+            self.stream.report(&err.into());
+        }
+    }
+
     /// Hands over a batch.
     pub(super) fn turn(&mut self) -> Result<Turn, ManagerError> {
         let mut turn = Turn::default();

@@ -22,7 +22,7 @@ use crate::abi::perf::{AttrFlags, OpenFlags, RecordHeader};
 use crate::abi::pod::{from_bytes, slice_bytes};
 use crate::errno::{Errno, SysError, retry_eintr};
 use crate::mmap::{Access, Mapping};
-use crate::perf::PerfEvent;
+use crate::perf::{PerfEvent, PerfEventAttr, Scope};
 use crate::proc::page_size;
 
 /// A perf event whose ring keeps the newest records and never loses one for
@@ -43,31 +43,34 @@ pub struct OverwritableRing {
 }
 
 impl OverwritableRing {
-    /// Maps a ring of `pages` pages, a power of two, for the samples of
-    /// `event`, which must have been opened with
-    /// [`WRITE_BACKWARD`](AttrFlags::WRITE_BACKWARD).
+    /// Opens `attr`, which must have the flag
+    /// [`WRITE_BACKWARD`](AttrFlags::WRITE_BACKWARD), for `scope` on `cpu`, and
+    /// maps a ring of `pages` pages, a power of two, for its samples.
     ///
     /// Requires at least Linux 4.7.
     ///
     /// # Errors
-    /// As [`PerfRing::new`](super::PerfRing::new), the direction reversed.
-    pub fn new(event: PerfEvent, pages: usize) -> Result<OverwritableRing> {
+    /// As [`PerfRing::open`](super::PerfRing::open), the direction reversed.
+    pub fn open(
+        attr: &PerfEventAttr<'_>,
+        scope: Scope<'_>,
+        cpu: Option<u32>,
+        pages: usize,
+    ) -> Result<OverwritableRing> {
         let invalid =
             |why: &'static str| SysError::new("mmap(perf event)", Errno::EINVAL).with_detail(why);
-        let Some(layout) = Layout::of(event.sample_type()) else {
+        let Some(layout) = Layout::of(attr.raw().sample_type) else {
             return Err(invalid("samples without raw data at a fixed place"));
         };
-        if !event.attr_flags().contains(AttrFlags::WRITE_BACKWARD) {
+        if !attr.raw().flags.contains(AttrFlags::WRITE_BACKWARD) {
             return Err(invalid("the event writes its ring forward"));
-        }
-        if event.open_flags().contains(OpenFlags::FD_OUTPUT) {
-            return Err(invalid("the event writes to another event's ring"));
         }
         let page = page_size();
         let size = pages.checked_mul(page).filter(|_| pages.is_power_of_two());
         let Some(size) = size.filter(|&size| size <= u32::MAX as usize / 2) else {
             return Err(invalid("size is not a power of two, or too large"));
         };
+        let event = PerfEvent::open(attr, scope, cpu, None, OpenFlags::empty())?;
         let map = Mapping::new(event.as_fd(), 0, page + size, Access::Read)?;
         let ring = OverwritableRing {
             map,

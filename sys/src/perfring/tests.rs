@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::abi::bpf::{ElemFlags, MapType, ProgramType};
 use crate::abi::insn::{Insn, alu, class};
-use crate::abi::perf::{OpenFlags, SampleType, software};
+use crate::abi::perf::{SampleType, software};
 use crate::abi::pod::bytes_of;
 use crate::bpf::MapFd;
 use crate::mmap::testing::{memfd, poke, writable};
@@ -352,10 +352,8 @@ fn the_kernels_records_arrive() {
     let map = require!((4, 4), map);
     stay_on_first_cpu();
     let attr = PerfEventAttr::bpf_output();
-    let none = OpenFlags::empty();
-    let event = PerfEvent::open(&attr, Scope::AllThreads, Some(0), None, none);
-    let event = require!((4, 4), event);
-    let mut ring = PerfRing::new(event, 1).unwrap();
+    let ring = PerfRing::open(&attr, Scope::AllThreads, Some(0), 1);
+    let mut ring = require!((4, 4), ring);
     assert_eq!(ring.size(), page_size());
     ring.event().enable().unwrap();
     let number = ring.event().as_fd().as_raw_fd().to_ne_bytes();
@@ -414,23 +412,14 @@ fn the_kernels_records_arrive() {
 
 #[test]
 fn other_events_are_refused() {
-    let open = |attr: &PerfEventAttr<'_>| {
-        let flags = OpenFlags::empty();
-        PerfEvent::open(attr, Scope::AllThreads, Some(0), None, flags)
-    };
-    let event = open(&PerfEventAttr::software(software::DUMMY));
-    let event = require!((4, 4), event);
-    let refused = |event, pages| PerfRing::new(event, pages).unwrap_err().is(Errno::EINVAL);
-    assert!(refused(event, 1));
+    let open = |attr: &_, pages| PerfRing::open(attr, Scope::AllThreads, Some(0), pages);
+    let refused = |attr: &_, pages| open(attr, pages).unwrap_err().is(Errno::EINVAL);
+    assert!(refused(&PerfEventAttr::software(software::DUMMY), 1));
     let output = PerfEventAttr::bpf_output();
-    assert!(refused(open(&output).unwrap(), 3));
-    assert!(refused(open(&output).unwrap(), 0));
-    let backward = output.flags(AttrFlags::WRITE_BACKWARD);
-    assert!(refused(open(&backward).unwrap(), 1));
+    assert!(refused(&output, 3));
+    assert!(refused(&output, 0));
+    assert!(refused(&output.flags(AttrFlags::WRITE_BACKWARD), 1));
     let timed = output.sample_type(SampleType::RAW | SampleType::TIME);
-    let ring = PerfRing::new(open(&timed).unwrap(), 1).unwrap();
+    let ring = require!((4, 4), open(&timed, 1));
     assert_eq!((ring.ring.layout.raw, ring.ring.layout.time), (16, Some(8)));
-    let (group, output) = (Some(ring.as_fd()), OpenFlags::FD_OUTPUT);
-    let second = PerfEvent::open(&timed, Scope::AllThreads, Some(0), group, output).unwrap();
-    assert!(refused(second, 1));
 }
