@@ -1,8 +1,11 @@
-//! Attaching to many places in one binary, and detaching: the places, and the time.
+//! Attaching to many places in one binary, or to many functions of the kernel,
+//! and detaching: the places, and the time.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ebpf_manager::bpf::traceable_functions;
 use ebpf_manager::elf::symbols;
 
 use crate::Result;
@@ -70,13 +73,59 @@ impl Drop for Places {
     }
 }
 
+/// Whether the second argument asks for functions of the kernel.
+pub fn in_the_kernel(arguments: &[String]) -> bool {
+    arguments.get(1).is_some_and(|what| what == "kernel")
+}
+
+/// As many functions of the kernel as the first argument says, which kprobes
+/// can be put on and which are seldom called.
+pub fn functions(arguments: &[String]) -> Result<Vec<String>> {
+    let count = arguments.first().map_or(Ok(PLACES), |n| n.parse())?;
+    let mut bearers: HashMap<String, usize> = HashMap::new();
+    for line in std::fs::read_to_string("/proc/kallsyms")?.lines() {
+        let name = line.split_whitespace().nth(2).unwrap_or_default();
+        *bearers.entry(name.to_owned()).or_default() += 1;
+    }
+    let refused = std::fs::read_to_string("/sys/kernel/debug/kprobes/blacklist")?;
+    let refused: HashSet<&str> = refused
+        .lines()
+        .filter_map(|l| l.split_whitespace().last())
+        .collect();
+    let mut names = Vec::new();
+    for pattern in ["acpi_*", "pci_*", "regulator_*", "drm_*"] {
+        names.extend(traceable_functions(pattern).unwrap_or_default());
+    }
+    names.retain(|name| bearers.get(name) == Some(&1) && !refused.contains(name.as_str()));
+    names.truncate(count);
+    if names.len() < count {
+        return Err(format!("{} such functions only", names.len()).into());
+    }
+    Ok(names)
+}
+
+/// Attaches to all of these, one by one, then detaches, one by one.
+pub fn each<L>(
+    functions: &[String],
+    mut attach: impl FnMut(&str) -> Result<L>,
+    detach: impl FnMut(L) -> Result<()>,
+) -> Result<Vec<u64>> {
+    timed(
+        || functions.iter().map(|name| attach(name)).collect(),
+        detach,
+    )
+}
+
 /// The object with the program to attach.
 pub fn object() -> String {
     fixture("probes.bpf.o")
 }
 
-/// The program in it.
+/// The program in it for places in a binary.
 pub const PROGRAM: &str = "on_uprobe";
+
+/// And for functions of the kernel.
+pub const KERNEL_PROGRAM: &str = "on_kprobe";
 
 /// Prints in milliseconds, and gives in microseconds, how long `attach` and
 /// detaching what it attached take.

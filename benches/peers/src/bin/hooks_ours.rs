@@ -1,22 +1,44 @@
-//! Attaches uprobes with this project's links, one by one or by one link.
+//! Attaches uprobes or kprobes with this project's links, one by one or by one
+//! link.
 //!
 //! ```text
-//! hooks_ours [PLACES [multi]]
+//! hooks_ours [PLACES [multi|kernel [multi]]]
 //! ```
 
 use std::process::ExitCode;
 
 use ebpf_manager::bpf::{
-    Collection, Link, LoadOptions, Mechanism, Uprobe, UprobeMulti, UserPlace, open_object,
+    Collection, Kprobe, KprobeMulti, Link, LoadOptions, Mechanism, Uprobe, UprobeMulti, UserPlace,
+    open_object,
 };
 use ebpf_manager_peers::hooks::{self, Places};
 use ebpf_manager_peers::{Result, child};
 
 fn attach(arguments: &[String]) -> Result<Vec<u64>> {
-    let places = Places::new(arguments)?;
     let collection = Collection::load(&open_object(hooks::object())?, LoadOptions::default())?;
     let program = |name| collection.program(name).ok_or("no such program");
     let detach = |link: Link| Ok(link.detach()?);
+    if hooks::in_the_kernel(arguments) {
+        let functions = hooks::functions(arguments)?;
+        if arguments.get(2).is_some_and(|how| how == "multi") {
+            let program = program("on_kprobe_multi")?;
+            let attach = || {
+                let probe = KprobeMulti::symbols(&functions).attach_by(Mechanism::KprobeMulti);
+                Ok(vec![Link::kprobe_multi(program, &probe)?])
+            };
+            return hooks::timed(attach, detach);
+        }
+        let program = program(hooks::KERNEL_PROGRAM)?;
+        return hooks::each(
+            &functions,
+            |name| {
+                let probe = Kprobe::new(name).attach_by(Mechanism::PerfEventLink);
+                Ok(Link::kprobe(program, &probe)?)
+            },
+            detach,
+        );
+    }
+    let places = Places::new(arguments)?;
     if arguments.get(1).is_some_and(|how| how == "multi") {
         let program = program("on_uprobe_multi")?;
         return hooks::timed(

@@ -5,6 +5,8 @@
 //! peers load A D   loading, of these objects only
 //! peers types      getting ready to look up kernel types
 //! peers hooks 500  attaching to so many places (100) and detaching
+//! peers kprobes    the same for functions of the kernel, where there are
+//!                  kprobes: only if asked for
 //! ```
 
 use std::fs;
@@ -22,10 +24,17 @@ fn main() -> ExitCode {
     let what = arguments.first().map(String::as_str);
     let wanted = |name: &str| what.is_none_or(|what| what == name);
     println!("{}", machine());
-    let works: [(&str, &dyn Fn(&[String]) -> Result<()>); 3] =
-        [("load", &load), ("types", &|_| types()), ("hooks", &hooks)];
+    let works: [(&str, &dyn Fn(&[String]) -> Result<()>); 4] = [
+        ("load", &load),
+        ("types", &|_| types()),
+        ("hooks", &|counts| hooks(counts, false)),
+        ("kprobes", &|counts| hooks(counts, true)),
+    ];
     for (name, work) in works {
+        // Not every kernel has them.
+        let asked_for = name != "kprobes" || what.is_some();
         if wanted(name)
+            && asked_for
             && let Err(err) = work(arguments.get(1..).unwrap_or_default())
         {
             eprintln!("peers {name}: {err}");
@@ -131,25 +140,31 @@ fn types() -> Result<()> {
 /// all of one process's runs.
 const CLOSED_EVENTS: usize = 500;
 
-fn hooks(counts: &[String]) -> Result<()> {
+fn hooks(counts: &[String], in_the_kernel: bool) -> Result<()> {
     let few = ["100".to_owned()];
     for count in if counts.is_empty() { &few } else { counts } {
         let rounds = (CLOSED_EVENTS / count.parse::<usize>()?.max(1)).clamp(1, FEW_ROUNDS);
-        attach(count, rounds)?;
+        attach(count, rounds, in_the_kernel)?;
     }
     Ok(())
 }
 
-fn attach(count: &str, rounds: usize) -> Result<()> {
-    let processes = [
-        Process::new("this project", "hooks_ours", &[count]),
-        Process::new("libbpf-rs 0.27.2", "hooks_libbpf", &[count]),
-        Process::new("aya 0.14.0", "hooks_aya", &[count]),
-        Process::new(
+fn attach(count: &str, rounds: usize, in_the_kernel: bool) -> Result<()> {
+    let (one, multi, what): (&[&str], &[&str], _) = if in_the_kernel {
+        let what = ("kprobes", "this project, one kprobe.multi link");
+        (&[count, "kernel"], &[count, "kernel", "multi"], what)
+    } else {
+        let what = (
+            "uprobes in one binary",
             "this project, one uprobe.multi link",
-            "hooks_ours",
-            &[count, "multi"],
-        ),
+        );
+        (&[count], &[count, "multi"], what)
+    };
+    let processes = [
+        Process::new("this project", "hooks_ours", one),
+        Process::new("libbpf-rs 0.27.2", "hooks_libbpf", one),
+        Process::new("aya 0.14.0", "hooks_aya", one),
+        Process::new(what.1, "hooks_ours", multi),
     ];
     let mut attach = vec![Vec::new(); processes.len()];
     let mut detach = vec![Vec::new(); processes.len()];
@@ -162,7 +177,7 @@ fn attach(count: &str, rounds: usize) -> Result<()> {
             detach[at].push(detached as f64);
         }
     }
-    println!("\n{count} uprobes in one binary, median of {rounds}\n");
+    println!("\n{count} {}, median of {rounds}\n", what.0);
     println!("| | attach ms | ratio | detach ms | ratio |\n| --- | --: | --: | --: | --: |");
     for (at, process) in processes.iter().enumerate() {
         let columns = [&attach, &detach].map(|times| {
