@@ -2,9 +2,10 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ebpf_manager::bpf::{PerfBufferOptions, PerfBufferReader};
+use ebpf_manager::bpf::{Cpus, PerfBufferOptions, PerfBufferReader};
 
 use super::*;
 
@@ -25,14 +26,24 @@ fn write_on(cpu: u32, request: Request, program: &ebpf_manager::bpf::Program) ->
     })
 }
 
+/// CPUs may be taken away here, else the test is skipped. One at a time.
+fn guest() -> Option<MutexGuard<'static, ()>> {
+    static ONE: Mutex<()> = Mutex::new(());
+    if !Path::new("/matrix/environment").exists() || !Path::new(SWITCH).exists() {
+        common::skip("takes a CPU away, which only a guest of tests/matrix is for");
+        return None;
+    }
+    Some(ONE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 #[test]
 fn perf_readers_follow_cpus() {
     if !require(&ROOT) {
         return;
     }
-    if !Path::new("/matrix/environment").exists() || !Path::new(SWITCH).exists() {
-        return common::skip("takes a CPU away, which only a guest of tests/matrix is for");
-    }
+    let Some(_guest) = guest() else {
+        return;
+    };
     let _leaks = LeakCheck::begin();
     let object = load("perfbuf.bpf.o");
     let program = object.program("perfbuf_output").unwrap();
@@ -86,4 +97,49 @@ fn perf_readers_follow_cpus() {
     assert_eq!(total, written);
     let seen = checkers.each_ref().map(|c| (c.next, c.missing));
     assert_eq!(seen, [(next[0], 0), (next[1], 0)]);
+}
+
+#[test]
+fn perf_readers_try_again_what_failed() {
+    if !require(&ROOT) {
+        return;
+    }
+    let Some(_guest) = guest() else {
+        return;
+    };
+    let _leaks = LeakCheck::begin();
+    let object = load("perfbuf.bpf.o");
+    let program = object.program("perfbuf_output").unwrap();
+    let buffers = map(&object, "buffers");
+    let options = PerfBufferOptions::default();
+    let mut reader = PerfBufferReader::new(buffers, options.clone()).unwrap();
+    let go_on = |_: &ebpf_manager::bpf::Record<'_>| ControlFlow::Continue(());
+    set_online(false);
+    reader.consume(1, go_on).unwrap();
+    // Another one takes the CPU as soon as it is back.
+    let cpus = Cpus::One(1);
+    let mut other = PerfBufferReader::new(buffers, PerfBufferOptions { cpus, ..options }).unwrap();
+    set_online(true);
+    let probe = Request::new(0, 1, (16, 16));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while write_on(1, probe, program) != 0 {
+        other.notice_changes().unwrap();
+        assert!(Instant::now() < deadline, "CPU 1 is not picked up");
+    }
+    // The error is told once, and what the others write is read.
+    let err = loop {
+        match reader.notice_changes() {
+            Ok(()) => assert!(Instant::now() < deadline, "not told"),
+            Err(err) => break err,
+        }
+    };
+    assert!(err.to_string().contains("CPU 1"), "{err:?}");
+    assert_eq!(write_on(0, probe, program), 0);
+    assert_eq!(reader.consume(9, go_on), Ok(1));
+    assert_eq!(other.consume(9, go_on), Ok(1));
+    drop(other);
+    assert_eq!(write_on(1, probe, program), 1);
+    reader.notice_changes().unwrap();
+    assert_eq!(write_on(1, probe, program), 0);
+    assert_eq!(reader.consume(9, go_on), Ok(1));
 }
