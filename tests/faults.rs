@@ -491,6 +491,10 @@ const HARMLESS: &[(&str, &str)] = &[
     ("helper: sched_getaffinity", "the C library's affair"),
     ("helper: setsockopt socket", "options of later kernels"),
     ("helper: read anon_inode", "read when it is drained again"),
+    (
+        "helper: recvfrom",
+        "told to the stream, which looks for CPUs again",
+    ),
     ("helper: bpf(BPF_MAP_DELETE_ELEM)", "the map is closed"),
     ("stop: close_range", "closed one by one"),
 ];

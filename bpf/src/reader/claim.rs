@@ -1,5 +1,8 @@
 //! One reader of a perf buffer for each CPU.
 
+use std::os::fd::AsFd;
+
+use ebpf_manager_sys::bpf::map_info;
 use ebpf_manager_sys::lock::Mutex;
 use ebpf_manager_sys::{Errno, SysError};
 
@@ -47,8 +50,12 @@ impl Drop for Claim {
 
 /// What names the map, whichever descriptor it was opened by. It is not given
 /// to another while the reader holds the map.
-pub(super) fn map_id(map: &Map) -> u32 {
-    map.id().unwrap_or(0)
+pub(super) fn map_id(map: &Map) -> Result<u32, SysError> {
+    match map_info(map.as_fd()) {
+        // Linux before 4.13.
+        Err(err) if err.is(Errno::EINVAL) => Ok(0),
+        info => Ok(info?.id),
+    }
 }
 
 #[cfg(test)]

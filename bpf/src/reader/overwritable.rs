@@ -54,7 +54,7 @@ impl OverwritableBuffer {
     }
 
     fn open(&mut self, pages: usize, timestamps: bool) -> Result<(), SysError> {
-        let map = map_id(&self.map);
+        let map = map_id(&self.map)?;
         for cpu in online_cpus()? {
             if cpu >= self.map.max_entries() {
                 break;

@@ -177,7 +177,7 @@ impl PerfBufferReader {
         let fail = |err| kernel(map.name(), err);
         let mut reader = PerfBufferReader {
             map: map.clone(),
-            map_id: map_id(map),
+            map_id: map_id(map).map_err(fail)?,
             options,
             epoll: Epoll::new().map_err(fail)?,
             cpus: Vec::new(),
