@@ -123,7 +123,7 @@ fn split_offset(place: &str) -> (&str, u64) {
 }
 
 /// Decimal, or hexadecimal after `0x`.
-fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
