@@ -27,12 +27,7 @@ impl Closing {
 
     /// Begins to detach, on threads of its own. Without any to be had, here.
     pub(crate) fn start(links: Vec<(ProbeId, Link)>) -> Closing {
-        let mut ids = Vec::with_capacity(links.len());
-        let mut all = Vec::with_capacity(links.len());
-        for (id, link) in links {
-            ids.push(id);
-            all.push(link);
-        }
+        let (ids, all) = apart(links);
         Closing {
             links: Links::start(all),
             ids: ids.into(),
@@ -75,6 +70,16 @@ impl Closing {
     }
 }
 
+fn apart(links: Vec<(ProbeId, Link)>) -> (Vec<ProbeId>, Vec<Link>) {
+    let mut ids = Vec::with_capacity(links.len());
+    let mut all = Vec::with_capacity(links.len());
+    for (id, link) in links {
+        ids.push(id);
+        all.push(link);
+    }
+    (ids, all)
+}
+
 fn put(failed: Vec<(usize, LinkError)>, ids: &[ProbeId], errors: &mut Vec<ManagerError>) {
     for (place, err) in failed {
         errors.extend(ids.get(place).map(|id| detach_error(id, err)));
@@ -83,6 +88,6 @@ fn put(failed: Vec<(usize, LinkError)>, ids: &[ProbeId], errors: &mut Vec<Manage
 
 /// Detaches all of these in this order, several at a time if they are many.
 pub(crate) fn detach(links: Vec<(ProbeId, Link)>, errors: &mut Vec<ManagerError>) {
-    let (ids, links): (Vec<_>, Vec<_>) = links.into_iter().unzip();
+    let (ids, links) = apart(links);
     put(Link::detach_all(links), &ids, errors);
 }
