@@ -66,7 +66,7 @@ impl Prepared {
         let fixups = linked.fixups.iter().map(|fixup| match fixup.target {
             FixupTarget::Map(map) | FixupTarget::MapValue(map) => Ok((fixup.insn, map)),
             FixupTarget::Extern(_) => Err("the program refers to a symbol of the kernel"),
-            FixupTarget::JumpTable(_) => Err("the program has a jump table"),
+            FixupTarget::JumpTable { .. } => Err("the program has a jump table"),
         });
         let maps = object.maps().iter().map(|spec| {
             // The kernel refuses types for ring buffers.

@@ -309,8 +309,8 @@ impl<'p> ProgramEditor<'p> {
                 let symbol = object.externs().get(index as usize);
                 symbol.map(|symbol| symbol.name.clone())
             }
-            Some(Reference::Symbol(FixupTarget::JumpTable(number))) => {
-                Some(format!("jump_table[{number}]"))
+            Some(Reference::Symbol(FixupTarget::JumpTable { first, .. })) => {
+                Some(format!("jump_table[{first}]"))
             }
             Some(Reference::Jump(_)) | None => None,
         };
@@ -465,8 +465,8 @@ impl<'p> ProgramEditor<'p> {
         let mut edits = std::mem::take(&mut self.edits);
         edits.sort_by_key(|e| (e.function, e.old.start, e.place));
         let prune = std::mem::take(&mut self.prune);
-        let (layout, fixups, tables) = layout::arrange(self, &edits, prune)?;
-        self.program.jump_tables = tables;
+        let (layout, fixups, targets) = layout::arrange(self, &edits, prune)?;
+        self.program.jump_targets = targets;
         layout.commit(self.program, fixups);
         Ok(())
     }
@@ -511,8 +511,8 @@ impl<'p> ProgramEditor<'p> {
             Reference::Symbol(FixupTarget::Extern(index)) => {
                 ("extern", index, object.externs().len())
             }
-            Reference::Symbol(FixupTarget::JumpTable(index)) => {
-                ("jump table", index, self.program.jump_tables.len())
+            Reference::Symbol(FixupTarget::JumpTable { first, .. }) => {
+                ("jump table", first, self.program.jump_targets.len())
             }
         };
         if (index as usize) < count {

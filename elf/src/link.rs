@@ -14,7 +14,7 @@ use ebpf_manager_sys::abi::pod::slice_bytes_mut;
 use crate::btf::Btf;
 use crate::btf::ext::{Block, CoreRelo, Table};
 use crate::error::{Fault, ObjectError, malformed};
-use crate::object::{Function, INSN_SIZE, Object, Target};
+use crate::object::{INSN_SIZE, Object, Target};
 use crate::sort::sort;
 use crate::spec::ProgramSpec;
 
@@ -45,9 +45,9 @@ pub struct LinkedProgram {
     /// object's `.BTF.ext`.
     pub core_relos: Vec<LinkedCoreRelo>,
     /// Where indirect jumps (`gotox`) may go, as clang 22 and later make them
-    /// of large `switch` statements: for each table, and each entry of it, the
-    /// index in [`LinkedProgram::insns`]. Requires at least Linux 6.19.
-    pub jump_tables: Vec<Vec<u32>>,
+    /// of large `switch` statements: indices in [`LinkedProgram::insns`], one
+    /// table behind the other. Requires at least Linux 6.19.
+    pub jump_targets: Vec<u32>,
     /// Functions in the order they are laid out.
     pub(crate) placed: Vec<Placed>,
     /// While it is linked, by function of the object: its first instruction
@@ -94,10 +94,14 @@ pub enum FixupTarget {
     /// [`Object::externs`]; constants that were set are in place already.
     Extern(u32),
     /// The descriptor of a map of type `INSN_ARRAY`, frozen and the program's
-    /// own, that holds the table of this index in
-    /// [`LinkedProgram::jump_tables`]. The offset is in the instruction
-    /// already.
-    JumpTable(u32),
+    /// own, that holds a table: a part of [`LinkedProgram::jump_targets`]. The
+    /// offset is in the instruction already.
+    JumpTable {
+        /// Index of the first target.
+        first: u32,
+        /// Number of targets.
+        count: u32,
+    },
 }
 
 impl LinkedProgram {
@@ -107,7 +111,7 @@ impl LinkedProgram {
         self.func_info.clear();
         self.line_info.clear();
         self.core_relos.clear();
-        self.jump_tables.clear();
+        self.jump_targets.clear();
         self.placed.clear();
         self.func_info_rec_size = 0;
         self.line_info_rec_size = 0;
@@ -298,29 +302,6 @@ impl<'o> Linker<'o> {
         Ok(())
     }
 
-    /// Where the entries of a jump table lead in a function that is placed.
-    fn jump_table(
-        &self,
-        source: &Function,
-        placed: Placed,
-        range: Range<usize>,
-    ) -> Option<Vec<u32>> {
-        let tables = self.object.bytes().as_slice();
-        let tables = tables.get(self.object.jump_targets.clone())?;
-        let (words, _) = tables.get(range)?.as_chunks();
-        let mut targets = Vec::with_capacity(words.len());
-        for word in words {
-            // One that is no multiple comes out too large.
-            let word = u64::from_ne_bytes(*word);
-            let insn = word.rotate_right(3).wrapping_sub(source.start.into());
-            if insn >= source.len.into() {
-                return None;
-            }
-            targets.push(placed.start + insn as u32);
-        }
-        Some(targets)
-    }
-
     /// Name of a function of a linked program.
     pub fn function_name(&self, program: &LinkedProgram, index: usize) -> Option<&'o str> {
         let placed = program.placed.get(index)?;
@@ -433,19 +414,30 @@ impl<'o> Linker<'o> {
                 }
                 Target::JumpTable { .. } if !cfg!(feature = "jump-tables") => continue,
                 Target::JumpTable { start, len } => {
-                    let range = start as usize..start as usize + len as usize;
-                    let Some(targets) = self.jump_table(source, placed, range) else {
-                        return Err(malformed(format_args!(
-                            "a jump table of function {} leads out of it",
-                            source.name
-                        )));
-                    };
-                    out.jump_tables.push(targets);
+                    let range = self.object.jump_targets.start + start as usize;
+                    let range = range..range + len as usize;
+                    let bytes = self.object.bytes().as_slice().get(range);
+                    let first_target = out.jump_targets.len() as u32;
+                    for word in bytes.unwrap_or_default().as_chunks().0 {
+                        // One that is no multiple comes out too large.
+                        let word = u64::from_ne_bytes(*word).rotate_right(3);
+                        let insn = word.wrapping_sub(source.start.into());
+                        if insn >= source.len.into() {
+                            return Err(malformed(format_args!(
+                                "a jump table of function {} leads out of it",
+                                source.name
+                            )));
+                        }
+                        out.jump_targets.push(placed.start + insn as u32);
+                    }
                     if let Some([first, second]) = out.insns.get_mut(at..at + 2) {
                         first.set_src(pseudo::MAP_VALUE);
                         second.imm = std::mem::take(&mut first.imm);
                     }
-                    FixupTarget::JumpTable(out.jump_tables.len() as u32 - 1)
+                    FixupTarget::JumpTable {
+                        first: first_target,
+                        count: len / 8,
+                    }
                 }
                 Target::Extern(index) => {
                     if wide && let Some(value) = self.object.constant(index, program) {

@@ -12,31 +12,34 @@ const JUMP_TABLES: Feature = Feature::new("jump tables", 6, 19).config(&["CONFIG
 
 const JUMPS: &str = "compilers/jumps.bpf.o";
 
-/// Instruction numbers that the tables of a program lead to, and how many
-/// instructions load the address of one.
-fn tables(object: &Object, program: &str) -> (Vec<Vec<u32>>, usize) {
+/// Instruction numbers that the tables of a program lead to, one for each
+/// instruction that loads the address of one.
+fn tables(object: &Object, program: &str) -> Vec<Vec<u32>> {
     let mut linked = LinkedProgram::default();
     let spec = object.program(program).unwrap();
     object.linker().unwrap().link(spec, &mut linked).unwrap();
-    let loads = linked.fixups.iter();
-    let loads = loads.filter(|fixup| matches!(fixup.target, FixupTarget::JumpTable(_)));
-    let loads = loads.count();
-    (linked.jump_tables, loads)
+    let tables = linked.fixups.iter().filter_map(|fixup| match fixup.target {
+        FixupTarget::JumpTable { first, count } => {
+            Some(linked.jump_targets[first as usize..][..count as usize].to_vec())
+        }
+        _ => None,
+    });
+    tables.collect()
 }
 
 #[test]
 fn objects_jump_tables_move_with_functions() {
     let object = object(JUMPS);
-    assert_eq!(tables(&object, "jumps_none"), (Vec::new(), 0));
+    assert!(tables(&object, "jumps_none").is_empty());
     // Of one program, counted from its start.
-    let (own, loads) = tables(&object, "jumps_own");
-    assert_eq!((own.len(), loads), (1, 1));
+    let own = tables(&object, "jumps_own");
+    assert_eq!(own.len(), 1);
     assert_eq!(own[0].len(), 7);
     let twice = vec![vec![5, 7, 12]; 2];
-    assert_eq!(tables(&object, "jumps_twice"), (twice, 2));
+    assert_eq!(tables(&object, "jumps_twice"), twice);
     // The same functions, each at its place in the program.
-    let (near, _) = tables(&object, "jumps_shared");
-    let (far, _) = tables(&object, "jumps_shared_elsewhere");
+    let near = tables(&object, "jumps_shared");
+    let far = tables(&object, "jumps_shared_elsewhere");
     assert_eq!((near.len(), far.len()), (2, 3));
     let inner = |tables: &[Vec<u32>]| tables.iter().find(|t| t.len() == 6).unwrap().clone();
     let moved = inner(&far)[0].wrapping_sub(inner(&near)[0]);

@@ -94,7 +94,7 @@ pub fn record(path: &str) -> Result<Vec<u8>> {
                     fixups.extend([fixup.insn, map]);
                 }
                 FixupTarget::Extern(_) => return Err("a symbol of the kernel is used".into()),
-                FixupTarget::JumpTable(_) => return Err("a jump table is used".into()),
+                FixupTarget::JumpTable { .. } => return Err("a jump table is used".into()),
             }
         }
         out.words(&fixups);

@@ -36,9 +36,10 @@ pub(super) fn apply_fixups(
                     }
                 }
             }
-            FixupTarget::JumpTable(index) => {
+            FixupTarget::JumpTable { first, count } => {
+                let range = first as usize..first as usize + count as usize;
                 if cfg!(feature = "jump-tables")
-                    && let Some(table) = linked.jump_tables.get(index as usize)
+                    && let Some(table) = linked.jump_targets.get(range)
                 {
                     let map = make_jump_table(table, &mut linked.insns);
                     let map = map.map_err(|err| refused(&entry.spec.name, err))?;

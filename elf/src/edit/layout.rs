@@ -53,8 +53,9 @@ const GONE: u32 = u32::MAX;
 /// Gone, and jumps to it land on other code.
 const REPLACED: u32 = u32::MAX - 1;
 
-/// The new program, the fixups of inserted code, and the jump tables.
-type Arranged = (Layout, Vec<Fixup>, Vec<Vec<u32>>);
+/// The new program, the fixups of inserted code, and the targets of jump
+/// tables.
+type Arranged = (Layout, Vec<Fixup>, Vec<u32>);
 
 /// Lays the program out with these changes.
 pub(super) fn arrange(
@@ -66,8 +67,8 @@ pub(super) fn arrange(
     let live = live(editor, &pieces, prune);
     let mut layout = Layout::new(editor, &pieces, &live)?;
     let fixups = layout.resolve(editor, &pieces, &live)?;
-    let tables = layout.jump_tables(editor)?;
-    Ok((layout, fixups, tables))
+    let targets = layout.jump_targets(editor)?;
+    Ok((layout, fixups, targets))
 }
 
 /// Cuts the program where it is changed.
@@ -234,7 +235,7 @@ impl Layout {
                             Some(Reference::Jump(target)) => self.landing(editor, at, target)?,
                             Some(Reference::Function(f)) => self.start(f),
                             None if jump_of(insn).is_some() => {
-                                if !editor.program.jump_tables.is_empty() {
+                                if !editor.program.jump_targets.is_empty() {
                                     continue;
                                 }
                                 return Err(PatchError::IndirectJump { at });
@@ -268,27 +269,24 @@ impl Layout {
         Ok(fixups)
     }
 
-    /// The jump tables with their targets where they are now; those that are
-    /// not in use any more are empty.
-    fn jump_tables(&self, editor: &ProgramEditor<'_>) -> Result<Vec<Vec<u32>>, PatchError> {
-        let mut tables = vec![Vec::new(); editor.program.jump_tables.len()];
+    /// The targets of jump tables where they are now; of those that are not in
+    /// use any more, where they were.
+    fn jump_targets(&self, editor: &ProgramEditor<'_>) -> Result<Vec<u32>, PatchError> {
+        let mut targets = editor.program.jump_targets.clone();
         for fixup in &editor.program.fixups {
-            let FixupTarget::JumpTable(index) = fixup.target else {
+            let FixupTarget::JumpTable { first, count } = fixup.target else {
                 continue;
             };
-            let (at, index) = (fixup.insn, index as usize);
-            let gone = |spot: &Spot| spot.own >= REPLACED;
-            let old = editor.program.jump_tables.get(index);
-            let (Some(old), Some(new)) = (old, tables.get_mut(index)) else {
-                continue;
-            };
-            if self.spots.get(at as usize).is_none_or(gone) {
+            let spot = self.spots.get(fixup.insn as usize);
+            if spot.is_none_or(|spot| spot.own >= REPLACED) {
                 continue;
             }
-            let targets = old.iter().map(|target| self.landing(editor, at, *target));
-            *new = targets.collect::<Result<_, _>>()?;
+            let range = first as usize..first as usize + count as usize;
+            for target in targets.get_mut(range).unwrap_or_default() {
+                *target = self.landing(editor, fixup.insn, *target)?;
+            }
         }
-        Ok(tables)
+        Ok(targets)
     }
 
     /// Where a function starts now.

@@ -221,10 +221,10 @@ fn jump_tables_follow_their_targets() {
     let [low, high] = Insn::ld_imm64(1, pseudo::MAP_VALUE, 0);
     let insns = [low, high, indirect, mov(3), EXIT, mov(5), EXIT];
     let mut old = program(&insns, &[0], &[]);
-    let target = FixupTarget::JumpTable(0);
+    let target = FixupTarget::JumpTable { first: 0, count: 3 };
     old.fixups.push(Fixup { insn: 0, target });
-    old.jump_tables.push(vec![5, 3, 5]);
-    let targets = |program: &LinkedProgram| program.jump_tables[0].clone();
+    old.jump_targets = vec![5, 3, 5];
+    let targets = |program: &LinkedProgram| program.jump_targets.clone();
 
     // What is inserted before a target is jumped to; what is after the
     // instruction before it is not.
@@ -241,7 +241,7 @@ fn jump_tables_follow_their_targets() {
     assert_eq!(err, PatchError::TargetRemoved { at: 0, target: 3 });
     // Nobody uses it any more.
     let new = edit(&old, |e| e.replace(0..5, mov(1))).unwrap();
-    assert!(targets(&new).is_empty() && new.fixups.is_empty());
+    assert_eq!(new.fixups, []);
 }
 
 fn call(imm: i32) -> Insn {

@@ -24,7 +24,7 @@ impl Parser<'_> {
     ) -> Result<Option<Target>, Fault> {
         let (start, len) = (symbol.st_value(E), symbol.st_size(E));
         let size = self.object.jump_targets.len() as u64;
-        if len == 0 || (start | len) % ENTRY as u64 != 0 || start > size || len > size - start {
+        if (start | len) % ENTRY as u64 != 0 || start > size || len > size - start {
             return Ok(None);
         }
         self.charge(len as usize)?;

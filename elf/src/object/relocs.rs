@@ -67,7 +67,7 @@ impl<'d> Parser<'d> {
             let name = self.symbol_name(symbol)?;
             if symbol.st_shndx(E) == elf::SHN_COMMON {
                 return Err(fault(format_args!(
-                    "refers to {name}, a tentative definition: compile with -fno-common"
+                    "refers to {name}, which needs -fno-common"
                 )));
             }
             if name.is_empty() {
@@ -158,7 +158,7 @@ impl<'d> Parser<'d> {
             };
         }
         Err(fault(format_args!(
-            "refers to section {name}, which holds no code, data, map or jump table there"
+            "refers to section {name}, which holds nothing of use there"
         )))
     }
 

@@ -155,8 +155,8 @@ fn check(linker: &Linker<'_>, linked: &LinkedProgram) {
                 assert!((map as usize) < object.maps().len());
             }
             Target::Extern(index) => assert!((index as usize) < object.externs().len()),
-            Target::JumpTable(number) => {
-                let table = &linked.jump_tables[number as usize];
+            Target::JumpTable { first, count } => {
+                let table = &linked.jump_targets[first as usize..][..count as usize];
                 let (function, _) = linked.locate(fixup.insn).expect("an instruction");
                 for &target in table {
                     let found = linked.locate(target).map(|(function, _)| function);
