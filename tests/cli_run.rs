@@ -111,12 +111,17 @@ fn run_ends_with_its_reader() {
 #[test]
 fn btf_of_a_file_is_used() {
     let dir = TempDir::new();
-    let missing = dir.path().join("missing.btf");
-    let options = ["--btf", missing.to_str().unwrap()];
-    let output = run("object manage.bpf.o", &options);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text.contains("missing.btf"), "{text}");
+    let path = dir.path().join("damaged.btf");
+    for bytes in [None, Some(b"no BTF")] {
+        if let Some(bytes) = bytes {
+            fs::write(&path, bytes).unwrap();
+        }
+        let options = ["--btf", path.to_str().unwrap()];
+        let output = run("object manage.bpf.o", &options);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text.contains("damaged.btf"), "{text}");
+    }
 }
 
 #[test]

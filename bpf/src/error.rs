@@ -428,11 +428,8 @@ pub enum KernelBtfError {
         cure: Option<Cure>,
     },
     /// The file is damaged.
-    #[error("the kernel's BTF{}: {source}",
-        path.as_ref().map(|p| format!(" from {}", p.display())).unwrap_or_default())]
+    #[error("the kernel's BTF: {source}")]
     Parse {
-        /// The file, unless it is the running kernel's own.
-        path: Option<PathBuf>,
         /// The fault.
         source: BtfError,
     },

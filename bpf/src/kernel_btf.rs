@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ebpf_manager_elf::btf::{Btf, BtfError, NameHit, NameQuery};
+use ebpf_manager_elf::btf::{Btf, NameHit, NameQuery};
 use ebpf_manager_elf::sort::sort;
 use ebpf_manager_sys::bpf::{self, ObjectKind};
 use ebpf_manager_sys::mmap::{self, ReadOnlyMapping};
@@ -28,8 +28,6 @@ const DIRECTORY: &str = "/sys/kernel/btf";
 #[derive(Debug)]
 pub struct KernelBtf {
     data: Data,
-    /// Where it was read, unless it is the running kernel's.
-    path: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -62,19 +60,19 @@ impl KernelBtf {
             Ok(mapping) => Data::Mapped(mapping),
             Err(_) => Data::Owned(read(Path::new(VMLINUX))?),
         };
-        let btf = Arc::new(KernelBtf { data, path: None });
+        let btf = Arc::new(KernelBtf { data });
         *shared = Arc::downgrade(&btf);
         Ok(btf)
     }
 
-    /// BTF from a file, for a kernel that has none of its own.
+    /// BTF from a file, for a kernel that has none of its own. Whether it is
+    /// whole shows at [`KernelBtf::btf`], or when an object is loaded with it.
     ///
     /// # Errors
     /// [`KernelBtfError::Read`].
     pub fn from_file(path: &Path) -> Result<Arc<KernelBtf>, KernelBtfError> {
         Ok(Arc::new(KernelBtf {
             data: Data::Owned(read(path)?),
-            path: Some(path.to_owned()),
         }))
     }
 
@@ -89,8 +87,7 @@ impl KernelBtf {
         let paths = modules_of(Path::new(DIRECTORY)).unwrap_or_default();
         paths.into_iter().filter_map(|path| {
             let data = Data::Owned(read(&path).ok()?);
-            let path = Some(path);
-            Some(KernelBtf { data, path })
+            Some(KernelBtf { data })
         })
     }
 
@@ -106,8 +103,7 @@ impl KernelBtf {
         })?;
         let read = |path: PathBuf| {
             let data = Data::Owned(read(&path)?);
-            let path = Some(path);
-            Ok(KernelBtf { data, path })
+            Ok(KernelBtf { data })
         };
         paths.into_iter().map(read).collect()
     }
@@ -124,7 +120,6 @@ impl KernelBtf {
         let fail = |source| KernelBtfError::Read { source, cure: None };
         Ok(Arc::new(KernelBtf {
             data: Data::Owned(bytes.map_err(fail)?),
-            path: None,
         }))
     }
 
@@ -142,7 +137,8 @@ impl KernelBtf {
         query: &NameQuery<'_>,
         hits: &mut Vec<NameHit>,
     ) -> Result<Btf<'_>, KernelBtfError> {
-        Btf::scan(self.as_bytes(), None, query, hits).map_err(|source| self.damaged(source))
+        Btf::scan(self.as_bytes(), None, query, hits)
+            .map_err(|source| KernelBtfError::Parse { source })
     }
 
     /// Opens the types for general lookups: one walk over all of them.
@@ -150,13 +146,7 @@ impl KernelBtf {
     /// # Errors
     /// [`KernelBtfError::Parse`] if the bytes are damaged.
     pub fn btf(&self) -> Result<Btf<'_>, KernelBtfError> {
-        Btf::parse_trusted(self.as_bytes(), None).map_err(|source| self.damaged(source))
-    }
-
-    #[cold]
-    fn damaged(&self, source: BtfError) -> KernelBtfError {
-        let path = self.path.clone();
-        KernelBtfError::Parse { path, source }
+        Btf::parse_trusted(self.as_bytes(), None).map_err(|source| KernelBtfError::Parse { source })
     }
 }
 

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebpf_manager::bpf::{KernelBtf, PerfBufferOptions};
+use ebpf_manager::bpf::PerfBufferOptions;
 use ebpf_manager::manifest::{Buffer, Manifest};
 use ebpf_manager::{Cleanup, Manager, ManagerError, Outcome, ProbeError, Sink, Stream};
 
 use super::output::{Output, Writer};
-use super::session::{Session, show_log, write_log};
+use super::session::{Session, kernel_btf, show_log, write_log};
 
 /// What was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         builder = builder.stream(stream(buffer, &output));
     }
     if let Some(path) = &options.btf {
-        builder = builder.kernel_btf(KernelBtf::from_file(path).map_err(|err| err.to_string())?);
+        builder = builder.kernel_btf(kernel_btf(path)?);
     }
     let manager = builder.build().map_err(failed)?;
     let started = manager.init(&object).and_then(|()| manager.start());

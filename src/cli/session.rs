@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebpf_manager::ManagerError;
-use ebpf_manager::bpf::{SysError, VerifierLog};
+use ebpf_manager::bpf::{KernelBtf, SysError, VerifierLog};
 use ebpf_manager_sys::signal::{Signal, SignalFd};
 use ebpf_manager_sys::tracefs::Tracefs;
 use ebpf_manager_sys::{mntns, poll};
@@ -92,6 +92,15 @@ impl Session {
 #[expect(clippy::needless_pass_by_value, reason = "what `map_err` passes")]
 fn text(err: SysError) -> String {
     err.to_string()
+}
+
+/// The kernel's types from a file, which is looked at as a whole: later nothing
+/// says which file an error is about.
+pub(crate) fn kernel_btf(path: &Path) -> Result<Arc<KernelBtf>, String> {
+    let btf = KernelBtf::from_file(path).map_err(|err| err.to_string())?;
+    let parsed = btf.btf().map(drop);
+    parsed.map_err(|err| format!("{}: {err}", path.display()))?;
+    Ok(btf)
 }
 
 /// Writes the verifier's whole log to standard error, if the error has one.

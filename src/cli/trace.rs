@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ebpf_manager::bpf::{Cure, Errno, KernelBtf, KernelVersion, LinkError};
+use ebpf_manager::bpf::{Cure, Errno, KernelVersion, LinkError};
 use ebpf_manager::{Manager, ManagerError, ObjectSource, Probe, ProgramRef, VariableRef};
 use ebpf_manager_sys::proc::{self, Capabilities};
 use ebpf_manager_sys::{clock, tty};
@@ -18,7 +18,7 @@ use super::event::{Event, What};
 use super::format;
 use super::names::{self, Names};
 use super::output::{Output, Writer};
-use super::session::{Session, show_log};
+use super::session::{Session, kernel_btf, show_log};
 use super::summary::Summary;
 
 /// The programs, compiled from `tests/programs/trace.bpf.c`.
@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         builder = builder.probe(Probe::new(program));
     }
     if let Some(path) = &options.btf {
-        builder = builder.kernel_btf(KernelBtf::from_file(path).map_err(|err| err.to_string())?);
+        builder = builder.kernel_btf(kernel_btf(path)?);
     }
     let begun = Instant::now();
     let failed = |err: ManagerError| {
