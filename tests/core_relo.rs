@@ -189,7 +189,8 @@ fn commands_check_and_minimise() {
     assert!(output.stdout.is_empty() && output.stderr.is_empty());
 
     let kernel = "/sys/kernel/btf/vmlinux".as_ref();
-    let both = ["check".as_ref(), &*core, "--btf".as_ref(), kernel, &*small];
+    let btf = "--btf".as_ref();
+    let both = ["check".as_ref(), &*core, btf, kernel, btf, &*small];
     let output = run(&both);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
