@@ -3,7 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 
-use ebpf_manager::bpf::{Interface, remove_stale_filters, remove_stale_probe_events};
+use ebpf_manager::bpf::{
+    Errno, Interface, LinkError, remove_stale_filters, remove_stale_probe_events,
+};
 
 use super::*;
 
@@ -28,7 +30,13 @@ fn sweep_when_told() {
     // Until the other end is closed.
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     let events = remove_stale_probe_events().unwrap();
-    let filters = remove_stale_filters(&interface).unwrap();
+    // Where all are slow, one may have to wait for longer than it does.
+    let filters = loop {
+        match remove_stale_filters(&interface) {
+            Err(LinkError::Operation { source, .. }) if source.is(Errno::EBUSY) => {}
+            removed => break removed.unwrap(),
+        }
+    };
     manager.start().unwrap();
     check_runs(&manager, "on_user", true);
     manager.stop_with(Cleanup::ALL).unwrap();

@@ -312,7 +312,7 @@ fn perf_cpus_may_be_chosen() {
     }
     let wrong = PerfBufferReader::new(map(&load("ringbuf.bpf.o"), "ring"), options(1));
     let text = wrong.unwrap_err().to_string();
-    assert!(text.contains("not a perf_event_array"), "{text}");
+    assert!(text.contains("not perf_event_array"), "{text}");
 }
 
 #[test]

@@ -146,7 +146,8 @@ fn streams_lose_nothing_uncounted() {
         assert!(missing <= refused);
         let stats = manager.stream_stats(map).unwrap();
         assert_eq!((stats.records, stats.dropped, stats.errors), (seen, 0, 0));
-        assert!(stats.peak_bytes > 0 && stats.peak_bytes <= stats.size_bytes);
+        let (peak, size) = (stats.peak_bytes, stats.size_bytes);
+        assert!(peak > 0 && peak <= size, "{peak} of {size}");
         assert_eq!(stats.lost, lost.load(Ordering::Relaxed));
         let per_cpu = manager.stream(map).unwrap().lost_per_cpu();
         assert_eq!(per_cpu.iter().map(|(_, n)| n).sum::<u64>(), stats.lost);
