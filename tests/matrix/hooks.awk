@@ -47,7 +47,7 @@ function version(release,    part) {
 }
 
 $3 == "(release)" { name[$1] = version($4); next }
-$3 !~ /^hooks::/ { next }
+$2 != "links" || $3 !~ /^hooks::/ { next }
 {
     test = substr($3, 8)
     if (!(test in known)) { known[test] = 1; tests[++count] = test }
