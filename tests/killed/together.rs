@@ -15,7 +15,6 @@ const NAME: &str = "together::killed_leftovers_are_swept_by_many_at_once";
 const SWEEPERS: usize = 8;
 /// What the dead left, each time: events, and filters.
 const LEFT: usize = 12;
-const ROUNDS: usize = 3;
 
 /// Waits to be told, sweeps, says what it removed, and then does what managers
 /// do when they start.
@@ -151,7 +150,13 @@ fn killed_leftovers_are_swept_by_many_at_once() {
         all
     };
     let before = own("started");
-    for round in 0..ROUNDS {
+    // An emulated machine takes fifteen times as long.
+    let rounds = if Path::new("/matrix/environment").exists() {
+        1
+    } else {
+        3
+    };
+    for round in 0..rounds {
         let mut sweepers: Vec<Sweeper> = (0..SWEEPERS).map(|_| Sweeper::spawn(&ns)).collect();
         for sweeper in &mut sweepers {
             sweeper.line("ready");
