@@ -177,15 +177,28 @@ fn streams_read_without_allocating() {
         };
         let manager = started(vec![stream], object);
         let program = program(&manager);
-        write_all(&program, 0, 3000, (256, 256));
+        // On one CPU: the first record that wraps on another comes when it will.
+        let write = || {
+            let writer = || {
+                stay_on(0).unwrap();
+                write_all(&program, 0, 3000, (256, 256));
+            };
+            thread::scope(|scope| scope.spawn(writer).join().unwrap());
+        };
+        write();
         assert!(of(&manager, map).flush(PATIENCE).unwrap());
-        write_all(&program, 0, 3000, (256, 256));
+        write();
         manager.stop().unwrap();
         let calls = calls.lock().unwrap();
         assert_eq!(calls.len(), 6000);
-        // The first ones may come with the thread's own beginnings and, in a
-        // perf buffer, with the first record that wraps on each CPU.
-        assert_eq!(calls[3000], calls[5999], "{map}");
+        // The first ones may come with the thread's own beginnings; in a perf
+        // buffer one comes with the first record that wraps, late if the laps
+        // before ended between records.
+        let late = calls[5999] - calls[3000];
+        assert!(
+            late <= u64::from(map != "ring"),
+            "{map}: {late} allocations"
+        );
     }
 }
 
