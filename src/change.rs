@@ -81,7 +81,7 @@ impl Manager {
         let at = live.probes.iter().position(|cell| *cell.id() == id);
         let at = at.ok_or_else(|| ManagerError::not_there("probe", id.to_string()))?;
         let removed = live.probes.remove(at);
-        live.removed.push(id);
+        live.forget(&id);
         let result = removed.detach();
         let result = result.map_err(|err| detach_error(removed.id(), err));
         live.release(&removed);
@@ -235,8 +235,8 @@ impl Manager {
     }
 
     /// Changes which probes are activated: those that the selectors name are
-    /// attached, others detached: all of them, without selectors. If a selector does not hold then, things are
-    /// put back as they were.
+    /// attached, others detached; without selectors, all of them. If a selector
+    /// does not hold then, things are put back as they were.
     ///
     /// A probe whose program nothing asked for so far needs
     /// [`Builder::keep_specs`](crate::Builder::keep_specs).
@@ -281,7 +281,6 @@ impl Manager {
         for selector in &mut live.selectors {
             selector.rename(&old, &new);
         }
-        live.removed.retain(|id| *id != new);
         match live.renamed.iter_mut().find(|(_, now)| *now == old) {
             Some((_, now)) => *now = new,
             None => live.renamed.push((old, new)),
@@ -301,14 +300,18 @@ impl Manager {
         let mut change = self.inner.change()?;
         let live = &mut change.live;
         let (mut links, mut errors) = (Vec::new(), Vec::new());
+        let mut gone = Vec::new();
         live.probes.retain(|cell| {
             let goes = cell.probe.hook.is_in(namespace);
             if goes {
-                live.removed.push(cell.id().clone());
+                gone.push(cell.id().clone());
                 links.extend(cell.take_link().map(|link| (cell.id().clone(), link)));
             }
             !goes
         });
+        for id in &gone {
+            live.forget(id);
+        }
         closing::detach(links, &mut errors);
         namespace.close_socket();
         change.commit();
@@ -356,7 +359,6 @@ impl Change<'_> {
             State::Paused => cell.set(Outcome::Paused),
             State::Declared | State::Loaded | State::Initialised => {}
         }
-        live.removed.retain(|id| id != cell.id());
         // Whoever adds a probe wants it.
         live.selectors
             .push(Selector::BestEffort(vec![cell.id().clone().into()]));

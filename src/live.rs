@@ -59,8 +59,6 @@ pub(crate) struct Live {
     /// Probes that were renamed since the load: what they were declared as, and
     /// what they are called now.
     pub(crate) renamed: Vec<(ProbeId, ProbeId)>,
-    /// Probes that were removed: no selector misses them.
-    pub(crate) removed: Vec<ProbeId>,
 }
 
 /// A probe and what became of it. Clones share that.
@@ -266,9 +264,16 @@ impl Live {
         }
     }
 
+    /// After a probe was removed: no selector misses it, nor takes another for
+    /// it that gets its name.
+    pub(crate) fn forget(&mut self, id: &ProbeId) {
+        let selectors = std::mem::take(&mut self.selectors).into_iter();
+        self.selectors = selectors.filter_map(|s| s.without(id)).collect();
+    }
+
     /// What a probe means for its selectors, as things stand.
     pub(crate) fn verdict(&self, id: &ProbeId) -> Verdict {
-        if self.base.excluded.contains(&id.function) || self.removed.contains(id) {
+        if self.base.excluded.contains(&id.function) {
             return Verdict::Ignored;
         }
         let Some(cell) = self.probe(id) else {

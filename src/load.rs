@@ -124,7 +124,6 @@ pub(crate) fn load(
         streams: Vec::new(),
         selectors,
         renamed: Vec::new(),
-        removed: Vec::new(),
     };
     // What failed to load may have decided the matter already.
     if let Some((selector, failed)) = live.first_failure(&live.selectors) {

@@ -135,6 +135,23 @@ impl Selector {
         }
     }
 
+    /// The same without a probe that is not there any more, which counts
+    /// neither way; `None` if it named nothing else.
+    pub(crate) fn without(self, id: &ProbeId) -> Option<Selector> {
+        let kept = |parts: Vec<Selector>| {
+            let some = !parts.is_empty();
+            let parts: Vec<_> = parts.into_iter().filter_map(|p| p.without(id)).collect();
+            (!some || !parts.is_empty()).then_some(parts)
+        };
+        Some(match self {
+            Selector::Probe(named) if named == *id => return None,
+            Selector::Probe(named) => Selector::Probe(named),
+            Selector::AllOf(parts) => Selector::AllOf(kept(parts)?),
+            Selector::OneOf(parts) => Selector::OneOf(kept(parts)?),
+            Selector::BestEffort(parts) => Selector::BestEffort(kept(parts)?),
+        })
+    }
+
     /// Calls `visit` with each probe without which it certainly fails.
     pub(crate) fn for_each_required(&self, visit: &mut dyn FnMut(&ProbeId)) {
         match self {
@@ -280,6 +297,21 @@ mod tests {
             "all of (a (two), one of (a (two), b), best effort (a (two)))"
         );
         assert_eq!(selector.probes().len(), 4);
+    }
+
+    #[test]
+    fn what_is_gone_counts_neither_way() {
+        let one = |names| Selector::one_of(probes(names));
+        let without = |selector: Selector| selector.without(&"y".into());
+        assert_eq!(without("y".into()), None);
+        assert_eq!(without(one("y")), None);
+        assert_eq!(without(one("a y")), Some(one("a")));
+        assert_eq!(
+            without(Selector::all_of([one("y"), "b".into()])),
+            Some(Selector::all_of(["b".into()]))
+        );
+        assert_eq!(without(one("")), Some(one("")));
+        assert_eq!(without(one("a b")), Some(one("a b")));
     }
 
     #[test]

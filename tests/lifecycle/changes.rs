@@ -514,6 +514,26 @@ fn renamed_probe_is_not_taken_for_a_removed_one() {
 }
 
 #[test]
+fn renamed_probe_does_not_take_a_removed_ones_place_in_selectors() {
+    if !require(&HOOKS) {
+        return;
+    }
+    let _leaks = LeakCheck::begin();
+    let manager = initialised(
+        builder()
+            .probe(enter("a"))
+            .probe(enter("b"))
+            .select(Selector::probe(id("a"))),
+    );
+    manager.detach_hook(id("a")).unwrap();
+    // Nothing has activated it, under whatever name.
+    manager.rename_probe(id("b"), "a").unwrap();
+    manager.start().unwrap();
+    assert_eq!(manager.probe(id("a")).unwrap().outcome(), Outcome::Disabled);
+    manager.stop().unwrap();
+}
+
+#[test]
 fn failed_activation_keeps_no_program() {
     if !require(&HOOKS) {
         return;
