@@ -5,15 +5,18 @@ use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=no-unwind.ld");
-    let linux = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
-    if !linux || env::var("PROFILE").is_ok_and(|profile| profile != "release") {
+    let is = |name, value: &str| env::var(name).is_ok_and(|found| found == value);
+    // Where Rust links with lld. GNU ld does not fold equal functions.
+    let lld = is("CARGO_CFG_TARGET_OS", "linux")
+        && is("CARGO_CFG_TARGET_ARCH", "x86_64")
+        && is("CARGO_CFG_TARGET_ENV", "gnu");
+    if !lld || !is("PROFILE", "release") {
         return;
     }
     let here = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     for arg in [
         // Needs glibc 2.36 at run time.
         "-zpack-relative-relocs",
-        // lld, which Rust links with on x86-64.
         "--icf=all",
         "--no-eh-frame-hdr",
         &format!("-T{here}/no-unwind.ld"),

@@ -128,9 +128,6 @@ fn try_load(bytes: &[u8]) -> Result<OwnedFd, SysError> {
 /// What leaving out the missing features took from this object.
 fn losses(object: &Object, features: BtfFeatures) -> Result<Vec<Loss>, LoadError> {
     let mut lost = Vec::new();
-    if features == BtfFeatures::all() || !cfg!(feature = "old-kernels") {
-        return Ok(lost);
-    }
     let encode = |features| {
         object
             .btf_for_kernel(features)

@@ -65,9 +65,8 @@ pub(crate) fn run(count: usize, limit: usize, steps: &mut Steps<'_>) -> Vec<Verd
     while verdicts.len() < count {
         let next = verdicts.len();
         let left = count - next;
-        if !cfg!(feature = "threads") {
-            // One after the other.
-        } else if left > 1
+        if cfg!(feature = "threads")
+            && left > 1
             && limit != 1
             && next > 0
             && busy * left as u32 / next as u32 > WORTH_A_THREAD

@@ -211,19 +211,18 @@ impl MapMemory {
             let (start, len) = part(at, rest.len());
             let (head, tail) = rest.split_at(len);
             let word = self.word(at - start);
-            let mut old = word.load(Ordering::Relaxed);
-            loop {
-                let mut new = old.to_ne_bytes();
-                for (to, from) in new.iter_mut().skip(start).zip(head) {
-                    *to = *from;
-                }
-                let new = u64::from_ne_bytes(new);
-                let (to, order) = (new, Ordering::Relaxed);
-                match word.compare_exchange_weak(old, to, order, order) {
-                    Ok(_) => break,
-                    // A program wrote to it, perhaps beside our part.
-                    Err(now) => old = now,
-                }
+            if let Ok(whole) = head.try_into() {
+                word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
+            } else {
+                // A program may write beside our part.
+                let put = |old: u64| {
+                    let mut new = old.to_ne_bytes();
+                    for (to, from) in new.iter_mut().skip(start).zip(head) {
+                        *to = *from;
+                    }
+                    Some(u64::from_ne_bytes(new))
+                };
+                let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, put);
             }
             at += len;
             rest = tail;

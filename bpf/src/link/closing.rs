@@ -56,8 +56,8 @@ impl Closing {
         }))
     }
 
-    /// Begins to detach these, at most 12 at a time, and returns. They are all
-    /// [silenced](Link::silence) before the first is closed. Without any
+    /// Begins to detach these, at most 12 at a time, and returns. Nothing is
+    /// closed while a link waits to be [silenced](Link::silence). Without any
     /// thread to be had, all is done when this returns.
     ///
     /// Links of one uprobe.multi each are closed in a 30th of the time that
@@ -98,9 +98,7 @@ impl Closing {
         // come.
         let threads = std::mem::take(&mut work.threads);
         drop(work);
-        for thread in threads {
-            let _ = thread.join();
-        }
+        join(threads);
         true
     }
 
@@ -113,10 +111,7 @@ impl Closing {
         }
         let threads = std::mem::take(&mut work.threads);
         drop(work);
-        for thread in threads {
-            // A panic is our own bug, and reported where it happened.
-            let _ = thread.join();
-        }
+        join(threads);
         std::mem::take(&mut self.0.state.lock().errors)
     }
 
@@ -132,6 +127,13 @@ impl Closing {
         }
         drop(work);
         self.wait()
+    }
+}
+
+fn join(threads: Vec<thread::JoinHandle<()>>) {
+    for thread in threads {
+        // A panic is our own bug, and reported where it happened.
+        let _ = thread.join();
     }
 }
 

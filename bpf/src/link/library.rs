@@ -30,6 +30,9 @@ static LIBRARY_DIRS: &[&str] = &[
 /// The dynamic linker's list of libraries.
 const CACHE: &str = "/etc/ld.so.cache";
 
+/// Longest cache that is read, in bytes; those of large systems have a tenth.
+const MAX_CACHE: u64 = 4 << 20;
+
 /// A link to a link to a link: the kernel follows as many.
 const MAX_LINKS: usize = 40;
 
@@ -73,8 +76,13 @@ fn library(name: &Path, dirs: &OsStr, rooted: &dyn Fn(&Path) -> PathBuf) -> Opti
         .filter(|dir| dir.is_absolute())
         .find_map(|dir| there(&dir.join(name)))
         .or_else(|| {
-            let bytes = std::fs::read(rooted(Path::new(CACHE))).ok()?;
-            cached(&bytes, name, &there)
+            let file = rooted(Path::new(CACHE));
+            // Of another root it may be anything: a pipe, or without an end.
+            let about = file.metadata().ok()?;
+            if !about.is_file() || about.len() > MAX_CACHE {
+                return None;
+            }
+            cached(&std::fs::read(file).ok()?, name, &there)
         })
         .or_else(|| {
             let mut dirs = LIBRARY_DIRS.iter().map(Path::new);
@@ -261,7 +269,7 @@ mod tests {
         std::fs::create_dir_all(root.join("lib")).unwrap();
         let plain = root.join("lib/libx.so.2");
         std::fs::write(&plain, "").unwrap();
-        assert_eq!(search(""), Some(plain));
+        assert_eq!(search(""), Some(plain.clone()));
         std::fs::create_dir(root.join("etc")).unwrap();
         // Kind, name and path, which stand behind the one entry.
         let entry: [u32; 6] = [0x0003, 72, 82, 0, 0, 0];
@@ -271,6 +279,19 @@ mod tests {
         let cache = [&b"glibc-ld.so.cache1.1"[..], &numbers, text].concat();
         std::fs::write(root.join("etc/ld.so.cache"), cache).unwrap();
         assert_eq!(search(""), Some(real));
+        // What has no end is not read: the usual directories are left.
+        std::fs::remove_file(root.join("etc/ld.so.cache")).unwrap();
+        let endless = std::fs::canonicalize("/dev/zero").unwrap();
+        assert!(!endless.metadata().unwrap().is_file());
+        let rooted = |path: &Path| {
+            if path == Path::new(CACHE) {
+                endless.clone()
+            } else {
+                below(&root, path)
+            }
+        };
+        let found = library(Path::new("libx.so.2"), OsStr::new(""), &rooted);
+        assert_eq!(found, Some(plain));
         std::fs::remove_dir_all(&root).unwrap();
     }
 

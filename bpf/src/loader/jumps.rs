@@ -6,7 +6,7 @@ use ebpf_manager_sys::abi::insn::{Insn, JA32};
 use ebpf_manager_sys::bpf::{self as sys, MapCreate, MapFd};
 use ebpf_manager_sys::proc::KernelVersion;
 
-use crate::cure::needs;
+use crate::cure::{self, Need, needs};
 use crate::error::ProgramError;
 
 /// First version with indirect jumps.
@@ -49,7 +49,7 @@ pub(super) fn make_jump_table(table: &[u32], insns: &mut [Insn]) -> Result<MapFd
 pub(super) fn refused(program: &str, source: SysError) -> ProgramError {
     ProgramError::Operation {
         program: program.to_owned(),
+        cure: needs("a jump table", SINCE).or_else(|| cure::find(&source, Need::Bpf)),
         source,
-        cure: needs("a jump table", SINCE),
     }
 }

@@ -80,10 +80,9 @@ pub(crate) fn load(
         && linker.kernel_can_relocate()
         && KernelVersion::current().is_ok_and(|version| version.code() >= CORE_IN_KERNEL);
     let mut query = NameQuery::new();
-    let local = linker.btf().filter(|_| !relos.is_empty() && !by_kernel);
-    if let Some(local) = local
-        && cfg!(feature = "co-re")
-    {
+    let by_loader = cfg!(feature = "co-re") && !relos.is_empty() && !by_kernel;
+    let local = linker.btf().filter(|_| by_loader);
+    if let Some(local) = local {
         add_roots(&mut query, local, relos.iter().copied());
     }
     attach_btf::add_names(&mut query, targets.iter().flatten());
@@ -133,7 +132,6 @@ pub(crate) fn load(
             Err(err) => entry.fail(err)?,
         }
     }
-    let local = local.filter(|_| cfg!(feature = "co-re"));
     let mut resolver = local.map(|local| {
         let mut resolver = Resolver::new(local, &query);
         if let Some(target) = &target {
@@ -142,8 +140,7 @@ pub(crate) fn load(
         resolver
     });
     // Modules are those of the running kernel.
-    let wants_modules = cfg!(feature = "co-re")
-        && options.kernel_btf.is_none()
+    let wants_modules = options.kernel_btf.is_none()
         && resolver
             .as_ref()
             .is_some_and(|resolver| resolver.needs_modules(relos.iter().copied()));
