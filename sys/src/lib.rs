@@ -15,6 +15,7 @@
 
 pub mod abi;
 pub mod bpf;
+pub mod claim;
 pub mod clock;
 pub mod errno;
 pub mod fd;

@@ -57,7 +57,8 @@ mod model;
 mod tests;
 mod user;
 
-use claim::Claim;
+use crate::claim::Claim;
+use claim::claim;
 pub use user::{Reservation, ReserveError, UserRingBuffer};
 
 /// A ring whose contents contradict its protocol.
@@ -148,7 +149,7 @@ impl RingBuffer {
     /// - `EBUSY` if it has a reader in this process.
     /// - What bpf(2) and mmap(2) say.
     pub fn new(map: BorrowedFd<'_>) -> Result<RingBuffer> {
-        let (claim, size) = Claim::map(map, MapType::RINGBUF)?;
+        let (claim, size) = claim(map, MapType::RINGBUF)?;
         RingBuffer::map(map, size, claim)
     }
 

@@ -3,13 +3,9 @@
 use std::os::fd::AsFd;
 
 use ebpf_manager_sys::bpf::map_info;
-use ebpf_manager_sys::lock::Mutex;
-use ebpf_manager_sys::{Errno, SysError};
+use ebpf_manager_sys::{Errno, SysError, claim};
 
 use crate::map::Map;
-
-/// Ids of maps, and CPUs whose places there have a reader in this process.
-static CLAIMED: Mutex<Vec<(u32, u32)>> = Mutex::new(Vec::new());
 
 /// The right to a CPU's place in a perf event array, given back on drop.
 ///
@@ -17,9 +13,9 @@ static CLAIMED: Mutex<Vec<(u32, u32)>> = Mutex::new(Vec::new());
 /// would hear nothing any more; and the end of either would empty it.
 #[derive(Debug)]
 pub(super) struct Claim {
-    /// 0 before Linux 4.13, which does not tell: nothing is claimed.
-    map: u32,
     pub(super) cpu: u32,
+    /// `None` before Linux 4.13, which does not tell maps apart.
+    _place: Option<claim::Claim>,
 }
 
 impl Claim {
@@ -27,34 +23,28 @@ impl Claim {
     ///
     /// # Errors
     /// `EBUSY` if there is a reader already.
-    pub(super) fn new(map: u32, cpu: u32) -> Result<Claim, SysError> {
-        let mut claimed = CLAIMED.lock();
-        if map != 0 {
-            if claimed.contains(&(map, cpu)) {
-                let err = SysError::new("read a perf buffer", Errno::EBUSY);
-                let what = format!("this process has a reader of the map for CPU {cpu}");
-                return Err(err.with_detail(what));
-            }
-            claimed.push((map, cpu));
-        }
-        Ok(Claim { map, cpu })
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut claimed = CLAIMED.lock();
-        claimed.retain(|at| *at != (self.map, self.cpu));
+    pub(super) fn new(map: Option<u32>, cpu: u32) -> Result<Claim, SysError> {
+        let busy = || {
+            let err = SysError::new("read a perf buffer", Errno::EBUSY);
+            err.with_detail(format!(
+                "this process has a reader of the map for CPU {cpu}"
+            ))
+        };
+        let place = map.map(|map| claim::Claim::new(map, cpu).ok_or_else(busy));
+        Ok(Claim {
+            cpu,
+            _place: place.transpose()?,
+        })
     }
 }
 
 /// What names the map, whichever descriptor it was opened by. It is not given
 /// to another while the reader holds the map.
-pub(super) fn map_id(map: &Map) -> Result<u32, SysError> {
+pub(super) fn map_id(map: &Map) -> Result<Option<u32>, SysError> {
     match map_info(map.as_fd()) {
         // Linux before 4.13.
-        Err(err) if err.is(Errno::EINVAL) => Ok(0),
-        info => Ok(info?.id),
+        Err(err) if err.is(Errno::EINVAL) => Ok(None),
+        info => Ok(Some(info?.id)),
     }
 }
 
@@ -64,15 +54,12 @@ mod tests {
 
     #[test]
     fn a_place_is_claimed_once() {
-        let map = u32::MAX;
+        let map = Some(u32::MAX);
         let first = Claim::new(map, 1).unwrap();
         assert!(Claim::new(map, 1).unwrap_err().is(Errno::EBUSY));
-        let other = Claim::new(map, 2).unwrap();
         drop(first);
         drop(Claim::new(map, 1).unwrap());
-        assert!(Claim::new(map, 2).unwrap_err().is(Errno::EBUSY));
-        drop(other);
-        let unknown = [Claim::new(0, 1), Claim::new(0, 1)];
+        let unknown = [Claim::new(None, 1), Claim::new(None, 1)];
         assert!(unknown.iter().all(Result::is_ok));
     }
 }

@@ -115,7 +115,7 @@ const TURN: usize = 1024;
 pub struct PerfBufferReader {
     map: Map,
     /// See [`map_id`].
-    map_id: u32,
+    map_id: Option<u32>,
     options: PerfBufferOptions,
     epoll: Epoll,
     cpus: Vec<Cpu>,

@@ -134,7 +134,7 @@ impl Fake {
 
 fn unused_claim() -> Claim {
     static NEXT: Counter = Counter::new(1 << 31);
-    Claim::id(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap()
+    Claim::new(NEXT.fetch_add(1, Ordering::Relaxed), 0).unwrap()
 }
 
 fn pattern(seed: usize, len: usize) -> Vec<u8> {

@@ -14,11 +14,12 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use super::claim::Claim;
+use super::claim::claim;
 use super::{CorruptRing, footprint, ring_len};
 use crate::Result;
 use crate::abi::bpf::MapType;
 use crate::abi::perf::ringbuf::HEADER_SIZE;
+use crate::claim::Claim;
 use crate::errno::{Errno, SysError};
 use crate::mmap::{Access, Mapping};
 use crate::proc::page_size;
@@ -67,7 +68,7 @@ impl UserRingBuffer {
     /// # Errors
     /// As [`RingBuffer::new`](super::RingBuffer::new): it has one writer.
     pub fn new(map: BorrowedFd<'_>) -> Result<UserRingBuffer> {
-        let (claim, size) = Claim::map(map, MapType::USER_RINGBUF)?;
+        let (claim, size) = claim(map, MapType::USER_RINGBUF)?;
         UserRingBuffer::map(map, size, claim)
     }
 
